@@ -1,0 +1,323 @@
+"""Fixtures: the two scripts as modules, network namespaces, hosts, containers, daemons, waiting.
+
+Everything real: namespaces are held by sleeping processes and end with them; nothing is sent
+outside of them. The scripts run under $VDELXC_PYTHON (default: the python3 of the system).
+"""
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+CLIENT = os.path.join(ROOT, 'vdelxcc.py')
+DAEMON = os.path.join(ROOT, 'vdelxcd.py')
+PYTHON = os.environ.get('VDELXC_PYTHON') or (
+    '/usr/bin/python3' if os.path.exists('/usr/bin/python3') else sys.executable)
+UNDER_CI = os.environ.get('CI') == 'true'
+PATH = os.environ.get('PATH', '') + ':/usr/local/sbin:/usr/sbin:/sbin'
+os.environ['PATH'] = PATH
+
+
+# ---- what the machine has -------------------------------------------------------------------------
+
+# tool -> the Debian package that has it; the Makefile's test-tools installs them all
+PACKAGES = {
+    'ip': 'iproute2', 'ping': 'iputils-ping', 'tcpdump': 'tcpdump', 'iperf3': 'iperf3',
+    'vde_plug': 'vdeplug', 'vde_switch': 'vde-switch', 'mandoc': 'mandoc',
+    'lxc-create': 'lxc', 'busybox': 'busybox-static', 'unshare': 'util-linux',
+    'nsenter': 'util-linux', 'ethtool': 'ethtool',
+}
+
+
+def missing(what, package):
+    """Skip the test, or under CI fail it: a tool that should be there is not."""
+    text = '%s is missing: apt-get install %s (or: make test-tools)' % (what, package)
+    if UNDER_CI:
+        pytest.fail(text)
+    pytest.skip(text)
+
+
+def require(*tools):
+    """The test needs these programs."""
+    for tool in tools:
+        if shutil.which(tool, path=PATH) is None:
+            missing(tool, PACKAGES.get(tool, tool))
+
+
+def require_namespaces():
+    """The test needs network namespaces and /dev/net/tun."""
+    require('unshare', 'nsenter', 'ip')
+    if subprocess.call(['unshare', '--net', 'true'], stderr=subprocess.DEVNULL):
+        pytest.skip('network namespaces need root, or: unshare -rm make test')
+    try:
+        os.close(os.open('/dev/net/tun', os.O_RDWR))
+    except OSError as error:
+        pytest.skip('/dev/net/tun cannot be opened here: %s' % error)
+
+
+# ---- waiting --------------------------------------------------------------------------------------
+
+def wait_until(condition, timeout=10, what=None):
+    """Poll until condition() is true and return its value; fail after timeout seconds."""
+    deadline = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            pytest.fail('not true within %g s: %s' % (timeout, what or condition))
+        time.sleep(0.02)
+
+
+# ---- the scripts as modules -----------------------------------------------------------------------
+
+def load(path):
+    """A script as a module, without leaving a __pycache__."""
+    name = os.path.basename(path)[:-3]
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope='session')
+def vdelxcd():
+    """The daemon as a module; its log goes to stderr."""
+    module = load(DAEMON)
+    module.log.write = lambda line: sys.stderr.write(line.decode())
+    return module
+
+
+@pytest.fixture(scope='session')
+def vdelxcc():
+    """The client as a module."""
+    return load(CLIENT)
+
+
+# ---- namespaces -----------------------------------------------------------------------------------
+
+class Namespace:
+    """A network namespace, alive as long as its holder process."""
+
+    def __init__(self, name):
+        self.name = name
+        self.children = []
+        self.holder = subprocess.Popen(['unshare', '--net', 'sleep', 'infinity'])
+        mine = os.readlink('/proc/self/ns/net')
+        wait_until(lambda: self.inode() not in (None, mine), what='namespace ' + name)
+        self.run('ip', 'link', 'set', 'lo', 'up')
+
+    def inode(self):
+        try:
+            return os.readlink('/proc/%d/ns/net' % self.holder.pid)
+        except OSError:
+            return None
+
+    def command(self, *argv):
+        """argv, to be run inside."""
+        return ['nsenter', '--net=/proc/%d/ns/net' % self.holder.pid] + [str(arg) for arg in argv]
+
+    def run(self, *argv, check=True, timeout=30, **more):
+        """Run to the end; the CompletedProcess has stdout and stderr as text."""
+        done = subprocess.run(self.command(*argv), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              universal_newlines=True, timeout=timeout, **more)
+        if check and done.returncode:
+            pytest.fail('%s: %s: exit %d\n%s%s' % (self.name, ' '.join(map(str, argv)),
+                                                   done.returncode, done.stdout, done.stderr))
+        return done
+
+    def popen(self, *argv, **more):
+        """Start; ends with the namespace at the latest."""
+        child = subprocess.Popen(self.command(*argv), **more)
+        self.children.append(child)
+        return child
+
+    def ip(self, text, check=True):
+        """ip link add ... ; words are split at blanks."""
+        return self.run('ip', *text.split(), check=check)
+
+    def interfaces(self):
+        """The names of the interfaces inside."""
+        lines = self.ip('-o link show').stdout.splitlines()
+        return {line.split(':')[1].strip().split('@')[0] for line in lines}
+
+    def ping(self, address, count=3, check=True, size=56):
+        """Ping, several packets in quick succession; with check, all must be answered."""
+        done = self.run('ping', '-n', '-c', count, '-i', '0.05', '-w', 10, '-s', size, address,
+                        check=False)
+        if check and done.returncode:
+            pytest.fail('%s cannot ping %s:\n%s%s' % (self.name, address, done.stdout, done.stderr))
+        return done
+
+    def close(self):
+        for child in self.children:
+            if child.poll() is None:
+                child.kill()
+            child.wait()
+        self.holder.kill()
+        self.holder.wait()
+
+
+class Host(Namespace):
+    """A namespace that plays a machine: multicast goes out on lo until it is wired."""
+
+    def __init__(self, name):
+        super().__init__(name)
+        self.ip('route add 239.0.0.0/8 dev lo')
+        self.ip('-6 route add multicast ff05::/16 dev lo table local', check=False)
+
+    def wire(self, other, mine='192.0.2.1', others='192.0.2.2', mtu=1500):
+        """A cable (veth) to another host, with IPv4 and IPv6 addresses and the multicast routes."""
+        self.ip('link add eth0 mtu %d type veth peer name eth0 mtu %d netns /proc/%d/ns/net'
+                % (mtu, mtu, other.holder.pid))
+        for host, address in (self, mine), (other, others):
+            host.run('sh', '-c', 'echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_dad', check=False)
+            host.ip('addr add %s/24 dev eth0' % address)
+            host.ip('-6 addr add 2001:db8::%s/64 dev eth0 nodad' % address.rsplit('.')[-1])
+            host.ip('link set eth0 up')
+            host.ip('route replace 239.0.0.0/8 dev eth0')
+        for host in self, other:
+            wait_until(lambda: 'LOWER_UP' in host.ip('link show eth0').stdout)
+
+
+class Container(Namespace):
+    """A namespace that plays a container: it runs the client."""
+
+    def client(self, *argv, check=True, python=PYTHON, **more):
+        """Run vdelxcc.py."""
+        return self.run(python, CLIENT, *argv, check=check, **more)
+
+    def up(self, interface, *addresses):
+        """Give an interface addresses and switch it on."""
+        for address in addresses:
+            self.ip('addr add %s dev %s%s' % (address, interface, ' nodad' if ':' in address else ''))
+        self.ip('link set %s up' % interface)
+
+
+def processes(marker):
+    """The pids of the live processes that have marker in their command line; zombies do not count."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir('/proc')):
+        try:
+            with open('/proc/%s/cmdline' % pid, 'rb') as file:
+                if os.fsencode(str(marker)) in file.read():
+                    found.append(int(pid))
+        except OSError:
+            pass
+    return sorted(set(found) - {os.getpid()})
+
+
+class Daemon:
+    """A vdelxcd in a host, its socket in a directory of its own."""
+
+    def __init__(self, host, directory, *argv, vnl=None, python=PYTHON, start=True):
+        self.host = host
+        self.directory = str(directory)
+        self.socket = os.path.join(self.directory, 'vdelxcs')
+        self.logfile = os.path.join(self.directory, 'log')
+        self.argv = [python, DAEMON] + list(argv) + [self.socket] + ([vnl] if vnl else [])
+        self.process = None
+        if start:
+            self.start()
+
+    def start(self):
+        with open(self.logfile, 'ab') as log:
+            self.process = self.host.popen(*self.argv, stderr=log)
+        wait_until(lambda: self.process.poll() is not None or self.accepts(),
+                   what='the daemon listens: ' + self.log())
+        assert self.process.poll() is None, self.log()
+
+    def accepts(self):
+        """Does the daemon listen? Asks the kernel's table, not the daemon."""
+        try:
+            with open('/proc/%d/net/unix' % self.host.holder.pid) as table:
+                lines = [line.split() for line in table]
+        except OSError:
+            return False
+        return any(line[-1] == self.socket and line[5] == '01' and line[3] == '00010000'
+                   for line in lines)
+
+    def log(self):
+        """What the daemon and its sessions wrote so far."""
+        try:
+            with open(self.logfile) as file:
+                return file.read()
+        except OSError:
+            return ''
+
+    def pids(self):
+        """The processes of this daemon: itself and its sessions."""
+        return processes(self.socket)
+
+    def stop(self, number=signal.SIGTERM):
+        """Stop the daemon; its sessions go on."""
+        self.process.send_signal(number)
+        return self.process.wait(10)
+
+    def close(self):
+        """Stop the daemon and end its sessions."""
+        deadline = time.monotonic() + 10
+        while self.pids() and time.monotonic() < deadline:
+            for pid in self.pids():
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except OSError:
+                    pass
+            time.sleep(0.02)
+        if self.process:
+            self.process.wait(10)
+
+
+@pytest.fixture
+def closing():
+    """Call closing(thing) and thing.close() is called at the end, last things first."""
+    things = []
+
+    def keep(thing):
+        things.append(thing)
+        return thing
+    yield keep
+    for thing in reversed(things):
+        thing.close()
+
+
+@pytest.fixture
+def host(closing):
+    """A host of its own."""
+    require_namespaces()
+    return closing(Host('host'))
+
+
+@pytest.fixture
+def new_host(closing):
+    """new_host(name) makes a further host."""
+    require_namespaces()
+    return lambda name='host2': closing(Host(name))
+
+
+@pytest.fixture
+def new_container(closing):
+    """new_container(name) makes a container."""
+    require_namespaces()
+    return lambda name='container': closing(Container(name))
+
+
+@pytest.fixture
+def new_daemon(closing, tmp_path_factory):
+    """new_daemon(host, *options, vnl=...) starts a daemon, -v unless options say otherwise."""
+    def start(host, *argv, **more):
+        directory = tmp_path_factory.mktemp('vde')
+        return closing(Daemon(host, directory, *(argv or ('-v',)), **more))
+    return start
+
+
+@pytest.fixture
+def pair(host, new_container, new_daemon):
+    """A daemon on a host and two containers without interfaces: (daemon, container, container)."""
+    return new_daemon(host), new_container('a'), new_container('b')

@@ -1,0 +1,304 @@
+#!/usr/bin/env python3
+"""vdelxcc: give this container an Ethernet interface on a VDE network.
+
+Makes a TAP interface, hands its descriptor to the vdelxcd daemon through a UNIX socket that
+is shared with the host, waits for the daemon's answer and exits; the daemon keeps the interface.
+
+    container                                    host
+    TAP vde0 -- descriptor, VNL --> /vde/vdelxcs --> vdelxcd --> VDE network
+
+It opens /dev/net/tun and the daemon's socket, and nothing else: it writes no file, starts no
+program, and needs only a Python interpreter (3.6 or later, python3-minimal is enough). It runs
+from standard input too: python3 - vxvde:// < vdelxcc.py
+
+The rooms of this file, in order (each uses only those above it): numbers from outside, errors,
+the TAP, hand-over, command line.
+
+Exit status: 0 the interface is there; 1 it is not, and one line on stderr says why.
+"""
+
+import errno
+import fcntl
+import getopt
+import os
+import socket
+import struct
+import sys
+import time
+
+VERSION = '0.1.0'
+SOCKET_NAME = 'vdelxcs'
+SEARCH_PATH = '/vde:/var/vde'
+INTERFACE = 'vde'
+TIMEOUT = 10.0
+
+USAGE = 'Usage: vdelxcc [OPTION]... [VNL]'
+HELP = USAGE + """
+Make an Ethernet interface on the VDE network VNL (the daemon's default network without VNL).
+
+  -s, --socket SOCKET   the daemon's socket: a path, or a name without / that is looked up
+                        in each directory of $VDELXC_PATH (default %s)
+                        (default name %s)
+  -i, --iface IFACE     interface name; a name that does not end in a digit is a prefix and
+                        gets the first free number (default %s)
+  -t, --timeout SECONDS longest wait for the daemon (default %g)
+  -v, --verbose         print the name of the new interface
+  -h, --help            print this text and exit
+      --version         print the version and exit
+
+VNLs: vxvde:// vxvde://239.1.2.3/vni=7 vde:///run/switch ...; see vnl(7).
+""" % (SEARCH_PATH, SOCKET_NAME, INTERFACE, TIMEOUT)
+
+
+# ==================================================================================================
+# Numbers from outside
+# ==================================================================================================
+
+# <linux/if_tun.h>. The bit that says "user space writes" differs on a few architectures
+# (<asm/ioctl.h>).
+TUN_DEVICE = '/dev/net/tun'
+SWAPPED_IOCTL = ('mips', 'ppc', 'sparc', 'alpha', 'parisc')
+TUNSETIFF = 0x800454ca if os.uname().machine.startswith(SWAPPED_IOCTL) else 0x400454ca
+IFF_TAP = 0x0002
+IFF_NO_PI = 0x1000
+IFREQ = struct.Struct('16sH22x')            # struct ifreq: name[16], flags, padding to 40 bytes
+IFNAMSIZ = 16                               # with the closing NUL
+
+# <sys/un.h> and <asm-generic/socket.h>
+SUN_PATH_MAX = 107                          # bytes of a socket path without the closing NUL
+TIMEVAL = struct.Struct('ll')               # struct timeval: seconds, microseconds
+
+# The hand-over (one message, one answer)
+VNL_MAX = 4095                              # bytes, without the closing NUL
+NUMBERS = 256                               # a prefix is tried with 0 to 255
+REPLY_MAX = 4096                            # bytes of an answer that are read
+
+
+# ==================================================================================================
+# Errors
+# ==================================================================================================
+
+DEVICE_ADVICE = ('LXC: "lxc.mount.entry = /dev/net/tun dev/net/tun none bind,create=file" and '
+                 '"lxc.cgroup2.devices.allow = c 10:200 rwm"; podman: --device /dev/net/tun')
+MODULE_ADVICE = 'the host has no tun driver; on the host: modprobe tun'
+OPEN_ADVICE = {
+    errno.ENOENT: 'bring the device into the container; ' + DEVICE_ADVICE,
+    errno.EACCES: 'let the container use the device; ' + DEVICE_ADVICE,
+    errno.EPERM: 'let the container use the device; ' + DEVICE_ADVICE,
+    errno.ENODEV: MODULE_ADVICE,
+    errno.ENXIO: MODULE_ADVICE,
+}
+SETIFF_ADVICE = {
+    errno.EPERM: 'root with CAP_NET_ADMIN is needed; LXC: no net_admin in lxc.cap.drop; '
+                 'podman: --cap-add NET_ADMIN',
+}
+TAKEN_ADVICE = {
+    errno.EBUSY: 'another program holds this interface; choose another name with -i',
+    errno.EINVAL: 'this name is held by a device that is no TAP; choose another name with -i',
+}
+CONNECT_ADVICE = {
+    errno.ECONNREFUSED: 'no daemon listens there; start vdelxcd on the host',
+    errno.EACCES: "the socket's mode or owner keeps you out; see vdelxcd -m",
+    errno.EAGAIN: 'the daemon does not accept connections',
+}
+REFUSAL_ADVICE = {
+    errno.EACCES: "refused by the daemon's rules; vdelxcd's log on the host names the rule",
+    errno.ENOENT: 'no such switch or path, or no VNL and the daemon has no default network',
+    errno.EINVAL: 'malformed VNL, unknown option or bad value; see vnl(7)',
+    errno.EPROTONOSUPPORT: 'the daemon does not know this scheme; see vnl(7)',
+    errno.ENODEV: 'no such interface, or no route to the multicast group, on the host',
+    errno.ENETUNREACH: 'no route to this network on the host',
+    errno.EBUSY: 'in use on the host',
+    errno.EAGAIN: 'the daemon is short of processes or descriptors; try again',
+    errno.ETIMEDOUT: 'the daemon waited too long for the request',
+}
+
+
+class Failure(Exception):
+    """What ends the program: one line for stderr, exit status 1."""
+
+
+def failure(doing, number, *details):
+    """A Failure that reads "doing: the system's text for the errno: details"; None is no detail."""
+    return Failure(': '.join(filter(None, (doing, os.strerror(number)) + details)))
+
+
+def one_line(text):
+    """The text with everything that is no printable character escaped."""
+    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
+
+
+# ==================================================================================================
+# The TAP
+# ==================================================================================================
+
+def interface_names(name):
+    """The names to try, in order: the name itself, or the prefix with 0 to 255.
+
+    Raises Failure for a name that no interface can have (dev_valid_name() in the kernel).
+    """
+    if (not name or name in ('.', '..') or set(name) & set('/:%') or name.split() != [name]
+            or not name.isprintable()):
+        raise failure('interface definition', errno.EINVAL, '%r: not an interface name' % name)
+    numbered = [name] if name[-1] in '0123456789' else [name + str(n) for n in range(NUMBERS)]
+    names = [each for each in numbered if len(os.fsencode(each)) < IFNAMSIZ]
+    if not names:
+        raise failure('interface definition', errno.ENAMETOOLONG,
+                      '%s: %d characters at most' % (numbered[0], IFNAMSIZ - 1))
+    return names
+
+
+def make_tap(names):
+    """Make a TAP under the first free name; return its descriptor and its name.
+
+    A busy TAP answers EBUSY, a name held by another kind of device EINVAL: both mean "try the
+    next number". Raises Failure.
+    """
+    try:
+        tap = os.open(TUN_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise failure('interface definition', error.errno, TUN_DEVICE,
+                      OPEN_ADVICE.get(error.errno))
+    for name in names:
+        try:
+            fcntl.ioctl(tap, TUNSETIFF, IFREQ.pack(os.fsencode(name), IFF_TAP | IFF_NO_PI))
+            return tap, name
+        except OSError as error:
+            number = error.errno
+            if number not in TAKEN_ADVICE:
+                raise failure('interface definition', number, name, SETIFF_ADVICE.get(number))
+    if len(names) > 1:
+        raise failure('interface definition', number, '%s to %s: all taken' % (names[0], name))
+    raise failure('interface definition', number, name, TAKEN_ADVICE[number])
+
+
+# ==================================================================================================
+# Hand-over
+# ==================================================================================================
+
+def socket_paths(socket_name):
+    """Where the daemon's socket may be: the path itself, or the name in each search directory."""
+    if '/' in socket_name:
+        return [socket_name]
+    directories = os.environ.get('VDELXC_PATH') or SEARCH_PATH
+    return [os.path.join(each, socket_name) for each in directories.split(':') if each]
+
+
+def connect(socket_name, timeout):
+    """Connect to the daemon; return the socket, whose waits end after timeout seconds each.
+
+    Of the paths to try, the first that answers is the one. Raises Failure.
+    """
+    paths = socket_paths(socket_name)
+    found = None
+    for path in paths:
+        if len(os.fsencode(path)) > SUN_PATH_MAX:
+            raise failure('connect', errno.ENAMETOOLONG, path, '%d bytes at most' % SUN_PATH_MAX)
+        daemon = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # These bound connect() as well; settimeout() would make a full backlog fail at once.
+        for option in socket.SO_SNDTIMEO, socket.SO_RCVTIMEO:
+            daemon.setsockopt(socket.SOL_SOCKET, option,
+                              TIMEVAL.pack(int(timeout), int(timeout % 1 * 999999) + 1))
+        try:
+            daemon.connect(path)
+            return daemon
+        except OSError as error:
+            daemon.close()
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                found = found or failure('connect', error.errno, path,
+                                         CONNECT_ADVICE.get(error.errno))
+    raise found or failure(
+        'connect', errno.ENOENT, 'tried ' + ', '.join(paths),
+        "start vdelxcd on the host and share its socket's directory with this container")
+
+
+def hand_over(daemon, tap, vnl, timeout):
+    """Send the VNL and the TAP's descriptor in one message and read the answer.
+
+    The request is VNL NUL, with one SCM_RIGHTS descriptor. The answer is an errno in ASCII
+    decimal, then NUL or the end of the stream; only a complete number 0 is success.
+    Raises Failure.
+    """
+    request = os.fsencode(vnl) + b'\0'
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack('i', tap))]
+    deadline = time.monotonic() + timeout
+    reply, chunk = b'', b'?'
+    try:
+        daemon.sendmsg([request], rights, socket.MSG_NOSIGNAL)
+        while chunk and b'\0' not in reply and len(reply) < REPLY_MAX:
+            if time.monotonic() > deadline:
+                raise BlockingIOError
+            chunk = daemon.recv(REPLY_MAX)
+            reply += chunk
+    except BlockingIOError:
+        raise failure('vdelxcd', errno.ETIMEDOUT, 'no answer within %g s' % timeout)
+    except OSError as error:
+        raise failure('vdelxcd', error.errno, 'the daemon hung up before it answered')
+    number = reply.split(b'\0')[0]
+    if not reply:
+        raise failure('vdelxcd', errno.ECONNRESET, 'the daemon hung up before it answered')
+    if not number.isdigit() or len(number) > 9:
+        raise failure('vdelxcd', errno.EPROTO, 'not an answer: %s' % ascii(reply[:40])[1:])
+    if int(number):
+        raise failure('vdelxcd', int(number), REFUSAL_ADVICE.get(int(number)))
+
+
+# ==================================================================================================
+# Command line
+# ==================================================================================================
+
+class Usage(Failure):
+    """A command line that makes no sense."""
+
+
+def parse_arguments(arguments):
+    """The command line as a dictionary; of a repeated option the first counts. Raises Usage."""
+    options = {}
+    try:
+        pairs, rest = getopt.gnu_getopt(arguments, 's:i:t:vh', [
+            'socket=', 'iface=', 'timeout=', 'verbose', 'help', 'version'])
+    except getopt.GetoptError as error:
+        raise Usage('vdelxcc: %s' % error)
+    names = {'-s': 'socket', '-i': 'iface', '-t': 'timeout', '-v': 'verbose', '-h': 'help'}
+    for name, value in pairs:
+        options.setdefault(names.get(name, name[2:]), value)
+    if len(rest) > 1:
+        raise Usage('vdelxcc: %s: one VNL at most' % rest[1])
+    options['vnl'] = rest[0] if rest else ''
+    try:
+        options['timeout'] = float(options.get('timeout', TIMEOUT))
+    except ValueError:
+        raise Usage('vdelxcc: -t %s: not a number of seconds' % options['timeout'])
+    if not 0 < options['timeout'] <= 86400:
+        raise Usage('vdelxcc: -t %g: more than 0 and at most 86400 seconds' % options['timeout'])
+    return options
+
+
+def main(arguments):
+    """Check, connect, make the TAP, hand it over; return the exit status."""
+    try:
+        options = parse_arguments(arguments)
+        if 'help' in options or 'version' in options:
+            print(HELP if 'help' in options else 'vdelxcc %s\n' % VERSION, end='')
+            return 0
+        if len(os.fsencode(options['vnl'])) > VNL_MAX:
+            raise Failure('vdelxcc: the VNL is longer than %d bytes' % VNL_MAX)
+        names = interface_names(options.get('iface', INTERFACE))
+        daemon = connect(options.get('socket', SOCKET_NAME), options['timeout'])
+        tap, name = make_tap(names)
+        hand_over(daemon, tap, options['vnl'], options['timeout'])
+        if 'verbose' in options:
+            print(name)
+        return 0
+    except (Failure, OSError) as error:
+        line = error if isinstance(error, Failure) else 'vdelxcc: %s' % error
+        print(one_line(str(line)), file=sys.stderr)
+        if isinstance(error, Usage):
+            print(USAGE, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 1
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))
