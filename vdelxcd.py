@@ -1623,7 +1623,7 @@ class Vde(PathPlug, LocalSocket):
             self.control.close()
             data.close()
             if isinstance(error, socket.timeout):
-                raise Failure(errno.ETIMEDOUT, doing + ': no answer')
+                raise self.no_answer(doing, vnl.options.get('port'))
             raise Failure(error.errno or errno.EIO, '%s: %s' % (doing, why(error)))
         except Failure:
             self.control.close()
@@ -1689,13 +1689,21 @@ class Vde(PathPlug, LocalSocket):
             part = self.control.recv(SOCKADDR_UN.size - len(answer))
             if not part:
                 raise Failure(errno.EBUSY if port else errno.ECONNREFUSED,
-                              doing + (': port %s is taken or not allowed' % port if port
+                              doing + (': port %s is taken or does not exist' % port if port
                                        else ': it let us not in'))
             answer += part
         try:
             return unpack_path(answer)
         except ValueError as error:
             raise Failure(errno.EPROTO, '%s: %s' % (doing, error))
+
+    @staticmethod
+    def no_answer(doing, port):
+        """The Failure for a switch that says nothing, as vde_switch does to who wants a bad port."""
+        if port:
+            return Failure(errno.EBUSY, '%s: no answer: port %s is taken or does not exist'
+                           % (doing, port))
+        return Failure(errno.ETIMEDOUT, doing + ': no answer')
 
     def fds(self):
         return {self.fd: select.EPOLLIN, self.control.fileno(): select.EPOLLIN}
@@ -1718,6 +1726,8 @@ class Vde(PathPlug, LocalSocket):
     def close(self):
         self.control.close()
         super().close()
+
+
 class Ptp(PathPlug, LocalSocket):
     """ptp://PATH: one other program at the same path.
 
