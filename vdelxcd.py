@@ -45,7 +45,7 @@ HAND_OVER_TIME = 5.0        # seconds a client has to hand over its TAP
 HAND_OVERS_MAX = 64         # unfinished hand-overs; one more and the oldest goes
 PAUSE = 0.2                 # seconds without accept() when processes or descriptors run out
 NESTING_MAX = 32            # levels of a nested VNL
-FIRST_WAIT, LONGEST_WAIT = 0.25, 4.0    # seconds until a lost network is tried again
+FIRST_WAIT, LONGEST_WAIT = 0.25, 2.0    # seconds until a lost network is tried again
 START_DIRECTORY = os.getcwd()   # relative paths in VNLs start here
 
 USAGE = 'Usage: vdelxcd [OPTION]... SOCKET [VNL]'
@@ -2820,8 +2820,9 @@ def carry(tap, plug, vnl, who):
 def open_again(tap, vnl, who):
     """Open a network that went away, as soon as that is possible. Raises Ended with the interface.
 
-    The longest wait keeps the promise that traffic is back within 6 s of the network's return; the
-    random part keeps many sessions from coming back at the same moment.
+    The longest wait keeps the promise that traffic is back within 6 s of the network's return, even
+    when one attempt met a switch that said nothing (Vde.ANSWER_TIME); the random part keeps many
+    sessions from coming back at the same moment.
     """
     wait = FIRST_WAIT
     poller = select.poll()
