@@ -1380,10 +1380,8 @@ class Udp(Plug):
     @staticmethod
     def normal_address(address, options):
         source, arrow, target = address.partition('->')
-        if not arrow:
-            raise ValueError('no destination; udp://[[ADDRESS:]PORT]->HOST:PORT')
-        host, port = split_host(target)
-        if not host or not port:
+        host, port = split_host(target) if ':' in target else ('', '')
+        if not arrow or not host or not port:
             raise ValueError('no destination; udp://[[ADDRESS:]PORT]->HOST:PORT')
         mine, my_port = split_host(source if ':' in source else ':' + source)
         if mine:
@@ -1740,6 +1738,7 @@ class Ptp(PathPlug, LocalSocket):
     DEFAULTS = {'mode': '700'}
     ANSWER_TIME = 2.0           # seconds for the byte that says that we are accepted
     NAP = 0.0003                # seconds until a full receiver is tried again
+    packets = False             # the other end spoke packets before it went (see carry())
 
     @staticmethod
     def normal_address(address, options):
@@ -1752,7 +1751,8 @@ class Ptp(PathPlug, LocalSocket):
         doing = 'ptp ' + printable(path)
         pack_path(path + '+')
         try:
-            sock = self.bind_first(vnl.options, (path, path + '+'), (path + '+', path)) \
+            sock = self.packets and self.connect_packets(path) \
+                or self.bind_first(vnl.options, (path, path + '+'), (path + '+', path)) \
                 or self.connect_packets(path)
         except OSError as error:
             raise Failure(error.errno or errno.ETIMEDOUT, '%s: %s' % (doing, why(error)))
@@ -1784,7 +1784,11 @@ class Ptp(PathPlug, LocalSocket):
             os.umask(umask)
 
     def connect_packets(self, path):
-        """The other dialect: connect, and wait for one byte, 0 or an errno."""
+        """The other dialect: connect, and wait for one byte, 0 or an errno.
+
+        None when the other end came back with datagrams. Raises OSError, also when it is not back:
+        our own datagram socket at its path would keep it away.
+        """
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             sock.settimeout(self.ANSWER_TIME)
@@ -1793,9 +1797,12 @@ class Ptp(PathPlug, LocalSocket):
             if answer != b'\0':
                 number = answer[0] if answer else errno.ECONNREFUSED
                 raise OSError(number, os.strerror(number))
-        except OSError:
+        except OSError as error:
             sock.close()
+            if self.packets and error.errno == errno.EPROTOTYPE:
+                return None
             raise
+        Ptp.packets = True
         return sock
 
     def wait(self):
@@ -1837,6 +1844,10 @@ def remove_stale(path, kind):
             return False
         except BlockingIOError:             # a full backlog: alive
             return False
+        except PermissionError as error:
+            if error.errno == errno.EPERM:  # connected to somebody else: alive
+                return False
+            raise
         except FileNotFoundError:
             return True
         except ConnectionRefusedError:

@@ -251,7 +251,7 @@ def refused(container, daemon, vnl):
     before = daemon.log()
     done = container.client('-s', daemon.socket, vnl, check=False)
     assert done.returncode == 1, 'not refused: ' + vnl
-    assert container.interfaces() == {'lo'}
+    wait_until(lambda: container.interfaces() == {'lo'}, what='no interface stays')
     wait_until(lambda: len(daemon.log()) > len(before), what='a log line about ' + vnl)
     lines = daemon.log()[len(before):].splitlines()
     assert len(lines) == 1, lines

@@ -124,7 +124,7 @@ def test_a_host_has_room_for_one_vxlan_on_a_port(host, new_daemon, new_container
     done = c.client('-s', daemon.socket, '-i', 'two0', 'vxlan://239.1.1.2', check=False)
     assert done.returncode == 1 and os.strerror(98) in done.stderr
     assert os.strerror(98) in daemon.log() and 'vxlan://239.1.1.2' in daemon.log()
-    assert c.interfaces() == {'lo', 'one0'}
+    wait_until(lambda: c.interfaces() == {'lo', 'one0'})
     join(c, daemon, 'vxlan://239.1.1.2/port=4790', name='two0')
 
 
