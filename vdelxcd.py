@@ -836,12 +836,12 @@ class Packets(Plug):
         try:
             while start <= last and len(starts) < BURST:
                 end = start + os.readv(fd, (view[start:start + SLOT],))
-                if end - start == SLOT:
-                    self.drops += 1
-                elif end > start:
+                if ETHERNET_HEADER <= end - start < SLOT:
                     starts.append(start)
                     ends.append(end)
                     start = end + gap
+                elif end > start:
+                    self.drops += 1
                 else:
                     self.empty_packet()
             if len(view) == SMALL_BUFFER:

@@ -378,7 +378,7 @@ def test_malformed_requests_hurt_nobody(node, members, path, tmp_path):
 def test_odd_datagrams_are_no_frames(node, members):
     _, _, port = node('switch')
     one, two = members(2)
-    one.send(b'', b'x', b'x' * 13, bytes(9400))
+    one.send(b'', b'\xff', b'\xff' * 13, b'\xff' * 9400)
     one.send(frame(seed=1))
     expect(port, frame(seed=1))
     data = two.one(2)
