@@ -120,6 +120,7 @@ OVERLAY_GROUPS = {4: '239.0.0.1', 6: 'ff05:56de::1'}
 TAG, TAG_QINQ = b'\x81\x00', b'\x88\xa8'
 TAG_SIZE = 4
 SHORTEST_TAGGED = ETHERNET_HEADER + TAG_SIZE
+VLANS = 2, 4094                             # the first and the last that a network can use
 
 # vde_plug's stream: a length, a frame
 STREAM_LENGTH = struct.Struct('>H')
@@ -2241,9 +2242,9 @@ def tag_list(value):
     """A list of VLANs A and mappings A-B, separated by : or dots."""
     pairs = []
     for token in word(value).replace(':', '.').split('.'):
-        here, _, there = token.partition('-')
-        check = number(2, 4094)
-        pairs.append((check(here), check(there) if there else check(here)))
+        here, dash, there = token.partition('-')
+        check = number(*VLANS)
+        pairs.append((check(here), check(there if dash else here)))
     if len(dict(pairs)) < len(pairs) or len({there for _, there in pairs}) < len(pairs):
         raise ValueError('a VLAN is named twice')
     return ':'.join(here if here == there else '%s-%s' % (here, there) for here, there in pairs)
@@ -2259,7 +2260,7 @@ class Vlan(Plug):
     """
 
     STYLE = '/['
-    OPTIONS = {'untag': number(2, 4094), 'tag': tag_list, 'trunk': flag, 'x': flag, 'qinq': flag,
+    OPTIONS = {'untag': number(*VLANS), 'tag': tag_list, 'trunk': flag, 'x': flag, 'qinq': flag,
                'ad': flag}
     ALIASES = {'x': 'trunk', 'ad': 'qinq'}
     IDENTITY = ('untag', 'tag', 'trunk', 'qinq')
@@ -2270,7 +2271,7 @@ class Vlan(Plug):
         for alias, name in Vlan.ALIASES.items():
             if alias in options:
                 options[name] = options.pop(alias)
-        return number(2, 4094)(address) if address.strip('0') else ''
+        return number(*VLANS)(address) if address.strip('0') else ''
 
     @classmethod
     def open(cls, vnl, who):
@@ -2315,11 +2316,12 @@ class Vlan(Plug):
     def translate(self, burst, table):
         """Change the tags of a burst in place, by a dict of VLANs; returns the frames that pass."""
         buf, starts, ends = burst.buf, [], []
+        first, last = VLANS
         for start, end in zip(burst.starts, burst.ends):
             tagged = buf.startswith(self.tag, start + 12) and end - start >= SHORTEST_TAGGED
             control = buf[start + 14] << 8 | buf[start + 15] if tagged else 0
             vlan = control & 0xfff
-            new = table.get(vlan, vlan if self.trunk and vlan else None)
+            new = table.get(vlan, vlan if self.trunk and first <= vlan <= last else None)
             if new is None:
                 self.drops += 1
                 continue
