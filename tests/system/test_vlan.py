@@ -98,6 +98,23 @@ def test_vlans_nest(hub, new_container, closing):
 
 
 @pytest.mark.parametrize('network', ['vxvde://239.9.9.9', 'node'])
+@pytest.mark.parametrize('here, there', [
+    ('vlan://30{%s}', 'vlan://20{vlan:///tag=20-30{%s}}'),
+    ('vlan://30{%s}', 'vlan://30{vlan://5/trunk{%s}}'),
+    ('vlan://30/q{%s}', 'vlan://20/q{vlan:///ad/tag=20-30{%s}}'),
+    ('%s', 'vlan://9{vlan://7/untag=9{%s}}')])
+def test_bulk_passes_every_kind_of_change_unharmed(hub, new_container, network, here, there):
+    daemon, _, _, vnl = hub
+    vnl = vnl if network == 'node' else network
+    c, d = new_container('c'), new_container('d')
+    join(c, daemon, here % vnl, '10.5.0.1/24')
+    join(d, daemon, there % vnl, '10.5.0.2/24')
+    d.ping('10.5.0.1', size=1400)
+    peers.transfer(c, d, '10.5.0.2', 2 << 20)
+    peers.transfer(d, c, '10.5.0.1', 2 << 20)
+
+
+@pytest.mark.parametrize('network', ['vxvde://239.9.9.9', 'node'])
 def test_the_kernels_vlan_devices_are_at_the_other_end(hub, new_container, network):
     daemon, n, _, vnl = hub
     peers.require_vlan_devices(n)
