@@ -1481,7 +1481,11 @@ class MacVtap(Tap):
         except OSError as error:
             raise Failure(error.errno, '%s (%s): %s' % (path, vnl.address, why(error)))
         try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             fcntl.ioctl(fd, TUNSETIFF, IFREQ.pack(os.fsencode(vnl.address), IFF_TAP | IFF_NO_PI))
+        except BlockingIOError:             # the kernel would give each of us a part of the frames
+            os.close(fd)
+            raise Failure(errno.EBUSY, 'macvtap %s: in use' % vnl.address)
         except OSError as error:
             os.close(fd)
             raise Failure(error.errno, 'macvtap %s: %s' % (vnl.address, why(error)))
