@@ -94,6 +94,10 @@ IFF_VNET_HDR = 0x4000
 IFREQ = struct.Struct('16sH22x')            # struct ifreq: name[16], flags, padding to 40 bytes
 IFNAMSIZ = 16                               # with the closing NUL
 
+# <linux/netlink.h>, <linux/rtnetlink.h>
+NETLINK_ROUTE = 0
+RTMGRP_LINK = 1                             # links come, change and go
+
 # <sys/un.h>, <linux/socket.h>
 SUN_PATH_MAX = 107                          # bytes of a socket path without the closing NUL
 UCRED = struct.Struct('3i')                 # struct ucred: pid, uid, gid
@@ -1468,7 +1472,10 @@ def join_host(host, port):
 
 
 class MacVtap(Tap):
-    """macvtap://NAME: a macvtap interface of the daemon's own network namespace."""
+    """macvtap://NAME: a macvtap interface of the daemon's own network namespace.
+
+    Its descriptor does not tell when the interface is deleted, so we hear what happens to links.
+    """
 
     @staticmethod
     def normal_address(address, options):
@@ -1490,6 +1497,30 @@ class MacVtap(Tap):
             os.close(fd)
             raise Failure(error.errno, 'macvtap %s: %s' % (vnl.address, why(error)))
         super().__init__(fd, vnl.address)
+        self.links = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE)
+        self.links.setblocking(False)
+        self.links.bind((0, RTMGRP_LINK))
+
+    def fds(self):
+        return {self.fd: select.EPOLLIN, self.links.fileno(): select.EPOLLIN}
+
+    def recv(self, fd):
+        if fd == self.fd:
+            return super().recv(fd)
+        try:
+            while self.links.recv(65536):
+                pass
+        except OSError:                     # nothing more, or more than it could hold
+            pass
+        try:
+            fcntl.ioctl(self.fd, TUNGETIFF, bytes(IFREQ.size))
+        except OSError as error:
+            raise Ended('macvtap %s is gone: %s' % (self.name, why(error)))
+        return EMPTY
+
+    def close(self):
+        self.links.close()
+        super().close()
 
 
 class LocalSocket(Packets):
