@@ -305,15 +305,18 @@ def start_daemon(host, directory, *argv, before=(), script=DAEMON, vnl=None):
     return daemon
 
 
-def transfer(source, target, address, size=4 << 20):
-    """Send random bytes by TCP from one namespace to another; all must arrive as they are."""
+def transfer(source, target, address, size=4 << 20, bind=None):
+    """Send random bytes by TCP from one namespace to another; all must arrive as they are.
+
+    The target listens on address, or on bind.
+    """
     data = os.urandom(size)
     family = socket.AF_INET6 if ':' in address else socket.AF_INET
     server = in_namespace(target, lambda: socket.socket(family))
     client = in_namespace(source, lambda: socket.socket(family))
     received = bytearray()
     with server, client:
-        server.bind((address, 0))
+        server.bind((bind or address, 0))
         server.listen(1)
         server.settimeout(20)
         client.settimeout(20)
