@@ -42,6 +42,7 @@ RECEIVE_BUFFER_MAX = 64 << 20   # bytes; more than a VNL gets with rcvbuf=
 SEND_BUFFER = 1 << 20       # bytes asked of the kernel for what it sends
 MACS_MAX = 4096             # entries of a MAC table
 HAND_OVER_TIME = 5.0        # seconds a client has to hand over its TAP
+RESOLVER = 'timeout:1 attempts:2'       # resolv.conf(5): a name is found, or not, within that
 HAND_OVERS_MAX = 64         # unfinished hand-overs; one more and the oldest goes
 PAUSE = 0.2                 # seconds without accept() when processes or descriptors run out
 NESTING_MAX = 32            # levels of a nested VNL
@@ -367,7 +368,7 @@ def parse_vnl(text, schemes, depth=1):
     scheme, separator, rest = text.partition('://')
     if not separator:
         scheme, rest = 'vde', text
-    if not scheme or set(scheme) - SCHEME_LETTERS:
+    if not scheme or set(scheme) - SCHEME_LETTERS or scheme[0] in '-_':     # no option of vde_plug
         raise Failure(errno.EPROTONOSUPPORT, '%s: not a scheme' % printable(scheme))
     plug = schemes.get(scheme)
     if plug is None:                        # for vde_plug: not a quote is touched
@@ -1398,6 +1399,7 @@ class Udp(Plug):
         mine, my_port = split_host(source if ':' in source else ':' + source)
         host, port = split_host(target)
         wanted = ip_family(mine).FAMILY if mine else 0
+        os.environ.setdefault('RES_OPTIONS', RESOLVER)
         try:
             number, _, _, _, self.peer = socket.getaddrinfo(host, int(port), wanted,
                                                             socket.SOCK_DGRAM)[0]
@@ -2008,8 +2010,10 @@ class Node(PathPlug, Plug):
             except Living:
                 try:
                     return Vde(Vnl('vde', path, {}, None, 'vde://' + path), who)
-                except Failure as error:    # just going, or just coming
-                    failure = error
+                except Failure as error:
+                    if error.errno == errno.ETIMEDOUT:
+                        raise
+                    failure = error         # just going, or just coming
                     time.sleep(0.05)
             except OSError as error:
                 raise Failure(error.errno, 'node %s: %s' % (printable(path), why(error)))

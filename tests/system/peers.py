@@ -258,7 +258,7 @@ def join(container, daemon, vnl, *addresses, name='vde0', mtu=None):
 def refused(container, daemon, vnl):
     """The line of a client that is refused, and what the daemon logged of it; nothing stays."""
     before = daemon.log()
-    done = container.client('-s', daemon.socket, vnl, check=False)
+    done = container.client('-s', daemon.socket, '--', vnl, check=False)
     assert done.returncode == 1, 'not refused: ' + vnl
     wait_until(lambda: container.interfaces() == {'lo'}, what='no interface stays')
     wait_until(lambda: len(daemon.log()) > len(before), what='a log line about ' + vnl)

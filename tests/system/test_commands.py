@@ -329,9 +329,12 @@ def test_a_scheme_that_nobody_has_is_not_supported(host, new_container, new_daem
                                                    tmp_path_factory):
     """Allowed, but there is no such plugin, or no vde_plug at all."""
     require('vde_plug')
-    c = new_container('c')
-    line, logged = refused(c, new_daemon(host, *ALLOW), UNKNOWN)
+    daemon, c = new_daemon(host, *ALLOW), new_container('c')
+    line, logged = refused(c, daemon, UNKNOWN)
     assert os.strerror(93) in line and 'nosuch' in logged, (line, logged)
+    for vnl in '-h://x', '--help://x', '_://x':     # nor is an option of vde_plug a scheme
+        line, logged = refused(c, daemon, vnl)
+        assert os.strerror(93) in line and 'not a scheme' in logged
     bare = closing(peers.start_daemon(host, tmp_path_factory.mktemp('vde'), *ALLOW,
                                       before=['env', 'PATH=/nowhere']))
     line, logged = refused(c, bare, 'slirp://')
