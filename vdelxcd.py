@@ -1174,13 +1174,16 @@ class Vxvde(Plug):
         return True
 
     def is_local(self, peer, now):
-        """Is a peer on this host? The kernel tells by the address that it would answer from."""
+        """Is a peer on this host? The kernel tells by the address that it would answer from.
+
+        A host with no address but those of lo sends to a group from no address at all.
+        """
         known, until = self.local.get(peer[0], (False, 0.0))
         if now > until:
             with socket.socket(self.own.sock.family, socket.SOCK_DGRAM) as probe:
                 try:
                     probe.connect(peer)
-                    known = probe.getsockname()[0] == peer[0]
+                    known = peer[0] in (probe.getsockname()[0], ip_family(peer[0]).ANY)
                 except OSError:
                     known = False
             if len(self.local) >= MACS_MAX:
