@@ -1068,6 +1068,7 @@ class Vxvde(Plug):
     IDENTITY = ('port', 'vni')
     headroom = VXLAN_HEADER.size
 
+    SHORTEST, LONGEST = headroom + ETHERNET_HEADER, headroom + FRAME_MAX    # bytes of a datagram
     SAME = headroom + 12        # bytes that are alike in all frames of a train: header and MACs
     LEARN_AGAIN = 1.0           # seconds; the same MAC and peer are learned this often
     BELIEVE = 10.0              # seconds; as long an address is believed to be ours, or not
@@ -1134,7 +1135,7 @@ class Vxvde(Plug):
         burst = self.burst = self.burst or Burst(SMALL_BUFFER)
         starts, ends, startswith = burst.starts, burst.ends, burst.buf.startswith
         del starts[:], ends[:]
-        now = time.monotonic()
+        now, shortest, longest = time.monotonic(), self.SHORTEST, self.LONGEST
         if now - self.seen_time > self.LEARN_AGAIN:
             self.seen_peer, self.seen_time = None, now
         for start, end, size, peer in self.ports[fd].trains(burst.view, self):
@@ -1143,7 +1144,8 @@ class Vxvde(Plug):
             same = peer == self.seen_peer
             while start < end:
                 stop = min(start + size, end)
-                if not (same and stop - start > self.SAME and startswith(self.seen, start)):
+                if not (same and shortest <= stop - start <= longest
+                        and startswith(self.seen, start)):
                     same = self.look(burst.buf, start, stop, peer, now)
                 if same:
                     starts.append(start + self.headroom)
@@ -1164,7 +1166,7 @@ class Vxvde(Plug):
             self.macs.forget(peer)
             self.seen_peer = None
             return False
-        if not ETHERNET_HEADER <= stop - start - self.headroom <= FRAME_MAX:
+        if not self.SHORTEST <= stop - start <= self.LONGEST:
             self.drops += 1
             return False
         source = buf[start + 14:start + 20]
