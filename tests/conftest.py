@@ -170,7 +170,7 @@ class Host(Namespace):
     def __init__(self, name):
         super().__init__(name)
         self.ip('route add 239.0.0.0/8 dev lo')
-        self.ip('-6 route add multicast ff05::/16 dev lo table local', check=False)
+        self.ip('-6 route add local ff05::/16 dev lo', check=False)     # others on lo only refuse
 
     def wire(self, other, mine='192.0.2.1', others='192.0.2.2', mtu=1500):
         """A cable (veth) to another host, with IPv4 and IPv6 addresses and the multicast routes."""
@@ -182,6 +182,7 @@ class Host(Namespace):
             host.ip('-6 addr add 2001:db8::%s/64 dev eth0 nodad' % address.rsplit('.')[-1])
             host.ip('link set eth0 up')
             host.ip('route replace 239.0.0.0/8 dev eth0')
+            host.ip('-6 route del local ff05::/16 dev lo', check=False)     # now ff00::/8 on eth0
         for host in self, other:
             wait_until(lambda: 'LOWER_UP' in host.ip('link show eth0').stdout)
 
