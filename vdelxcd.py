@@ -856,6 +856,11 @@ class UdpPort:
 
     def __init__(self, sock, header):
         self.sock, self.header = sock, header
+        self.train = self.TRAIN_FRAMES
+        try:
+            sock.getsockopt(SOL_UDP, UDP_SEGMENT)
+        except OSError:         # a kernel before 4.18 would send a train as one giant datagram
+            self.train = 1
         self.refused = {}       # peer -> the smallest size that it took no trains of
         self.retry = 0.0
 
@@ -865,7 +870,7 @@ class UdpPort:
         begin = starts[first] - header
         size = ends[first] - begin
         if last - first > 1 and size < self.refused.get(peer, 65536):
-            step = min(self.TRAIN_FRAMES, self.TRAIN_BYTES // size)
+            step = min(self.train, self.TRAIN_BYTES // size)
             while step > 1 and last - first > 1:
                 stop = min(first + step, last)
                 if not self.send_train(burst, first, stop, peer, plug):
