@@ -105,9 +105,11 @@ class Bench:
     def __init__(self, host, directory):
         self.host, self.directory = host, str(directory)
         self.ends = []
-        # As many frames may wait in a UNIX socket as in others; no stack talks on the interfaces.
-        for name, value in (('unix/max_dgram_qlen', 512), ('ipv6/conf/default/disable_ipv6', 1)):
-            host.run('sh', '-c', 'echo %d > /proc/sys/net/%s' % (value, name), check=False)
+        self.set('unix/max_dgram_qlen', 512)    # as many as may wait elsewhere
+
+    def set(self, name, value):
+        """Set a variable of the host's kernel, below /proc/sys/net."""
+        self.host.run('sh', '-c', 'echo %s > /proc/sys/net/%s' % (value, name), check=False)
 
     def end(self):
         """A process for a plug."""
@@ -125,8 +127,13 @@ class Bench:
         return end
 
     def bridge(self, *interfaces):
-        """A Linux bridge of interfaces, all switched on and taking the longest frames."""
+        """A Linux bridge of interfaces, all switched on and taking the longest frames.
+
+        The host itself stays silent there.
+        """
         self.host.ip('link add bridge type bridge mcast_snooping 0')
+        for name in ('bridge',) + interfaces:
+            self.set('ipv6/conf/%s/disable_ipv6' % name, 1)
         for name in interfaces:
             self.host.ip('link set %s mtu 10000 master bridge up' % name)
         self.host.ip('link set bridge mtu 10000 up')
