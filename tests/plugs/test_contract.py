@@ -47,7 +47,7 @@ def open_vxvde_6(bench, gap):
     return bench.open('vxvde:///v6', gap), bench.open('vxvde:///v6', gap)
 
 
-# ---- the suite ------------------------------------------------------------------------------------
+# ---- the suite -----------------------------------------------------------------------------------
 
 @pytest.fixture(params=sorted(SCHEMES))
 def network(request, bench):

@@ -94,7 +94,7 @@ class Wire:
                         'payload': data[head + 8:]}
 
 
-# ---- learning ------------------------------------------------------------------------------------
+# ---- learning -----------------------------------------------------------------------------------
 
 @both_families
 def test_a_frame_to_a_learned_mac_goes_to_its_peer_alone(bench, family):
@@ -174,7 +174,7 @@ def test_ten_thousand_macs_are_bounded_and_the_latest_are_kept(bench, vdelxcd):
             sock.recv(9999)
 
 
-# ---- leaving -------------------------------------------------------------------------------------
+# ---- leaving ------------------------------------------------------------------------------------
 
 @both_families
 def test_a_node_that_closes_tells_the_group_with_a_bare_header(bench, family):
@@ -225,7 +225,7 @@ def test_a_bare_header_is_honoured_on_the_own_socket_too(bench):
     assert node.hear()[0] == HEADER + frame(60, 1, 2)
 
 
-# ---- what comes from the wire --------------------------------------------------------------------
+# ---- what comes from the wire -------------------------------------------------------------------
 
 GOOD = frame(60, 2, 1)
 BAD = {
@@ -306,7 +306,7 @@ def test_a_datagram_from_our_port_number_on_another_host_is_not_our_echo(bench, 
     assert twin.own.recv(9999) == HEADER + frame(60, 1, 2)
 
 
-# ---- what is on the wire -------------------------------------------------------------------------
+# ---- what is on the wire ------------------------------------------------------------------------
 
 def test_the_bytes_on_the_wire_are_header_and_frame_and_nothing_else(bench):
     node = Node(bench.host)
@@ -379,7 +379,7 @@ def test_grp_makes_vni_and_group(bench):
     assert node.hear()[0] == bytes.fromhex('0800000001020300') + frame(60, 1)
 
 
-# ---- trains --------------------------------------------------------------------------------------
+# ---- trains -------------------------------------------------------------------------------------
 
 @both_families
 @pytest.mark.parametrize('known', [False, True], ids=['to the group', 'to a peer'])

@@ -17,7 +17,7 @@ import pytest
 from conftest import require, wait_until
 
 OURS, THEIRS = 1, 2
-SOL_PACKET, PACKET_ADD_MEMBERSHIP, PACKET_MR_PROMISC = 263, 1, 1     # <linux/if_packet.h>
+SOL_PACKET, PACKET_ADD_MEMBERSHIP, PACKET_MR_PROMISC = 263, 1, 1     # linux/if_packet.h
 
 
 @pytest.fixture
