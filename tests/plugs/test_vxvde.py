@@ -55,7 +55,7 @@ class Node:
 
 
 def heard_alone(end, sender, source, seed=1000):
-    """What an End got before a last broadcast that the sender End now sends: always a short wait."""
+    """What an End got before a last broadcast that the sender now sends: a short wait."""
     last = frame(60, source, EVERYONE, seed)
     sender.send([last])
     came = []

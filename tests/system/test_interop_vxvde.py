@@ -68,8 +68,9 @@ class Raw:
         return [self.sock.recv(65536) for _ in range(count)]
 
 
-NETWORKS = ['vxvde://', 'vxvde:///v6', 'vxvde://239.1.2.3', 'vxvde://ff05::77', 'vxvde:///port=4444',
-            'vxvde:///vni=77', 'vxvde://239.5.6.7/port=999/vni=16777215/ttl=3']
+NETWORKS = ['vxvde://', 'vxvde:///v6', 'vxvde://239.1.2.3', 'vxvde://ff05::77',
+            'vxvde:///port=4444', 'vxvde:///vni=77',
+            'vxvde://239.5.6.7/port=999/vni=16777215/ttl=3']
 
 
 @pytest.mark.parametrize('vnl', NETWORKS)
