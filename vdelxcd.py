@@ -226,15 +226,21 @@ class Vnl:
     head        canonical text of this level alone, options in the order they came in
     text        canonical text with all nested levels; parsing it gives an equal Vnl
     exact       head with every default filled in and the options sorted: what a permission means
+    network     frozenset of (what, value): the scheme, the address and the options that name the
+                network of this level, defaults filled in: what a denial means
+    named       the part of network that the text states; of the address it always is the whole
     spellings   frozenset of texts of this level that name the same network, whatever the options
-                that do not name it: what a denial means
+                that do not name it: what a denied prefix is compared with
     """
 
-    def __init__(self, scheme, address, options, nested, head, exact=None, spellings=()):
+    def __init__(self, scheme, address, options, nested, head, exact=None, network=None, named=None,
+                 spellings=()):
         self.scheme, self.address, self.options, self.nested = scheme, address, options, nested
         self.head = head
         self.exact = exact or head
         self.text = '%s{%s}' % (head, nested.text) if nested else head
+        self.network = frozenset(network or [('scheme', scheme), ('address', address)])
+        self.named = frozenset(named or self.network)
         self.spellings = frozenset(spellings) | {self.head, self.exact}
 
     def levels(self):
@@ -371,12 +377,15 @@ def parse_vnl(text, schemes, depth=1):
         raise bad('%s', error)
     changed = {name: full[name] for name in sorted(full)
                if full[name] != plug.DEFAULTS.get(name, '')}
+    place = [('scheme', scheme), ('address', full_address)]
+    network = place + [(name, full.get(name, plug.DEFAULTS.get(name, ''))) for name in plug.IDENTITY]
+    named = place + [(name, full[name]) for name in plug.IDENTITY if name in full]
     identity = {name: changed[name] for name in plug.IDENTITY if name in changed}
     texts = [head_text(plug, scheme, full_address, identity)]
     if plug.fill_in('', identity)[0] == full_address:
         texts.append(head_text(plug, scheme, '', identity))
     return Vnl(scheme, address, options, inner, head_text(plug, scheme, address, options),
-               head_text(plug, scheme, full_address, changed), texts)
+               head_text(plug, scheme, full_address, changed), network, named, texts)
 
 
 def head_text(plug, scheme, address, options):
@@ -460,8 +469,11 @@ class Rule:
 
     origin      str, where the rule stands, for the log: 'FILE:LINE' or 'command line'
     tag         one of TAGS
-    vnl         Vnl; None for the two prefix tags
-    prefix      str; None for the others
+    vnl         Vnl; of pfxdeny what the prefix would name if it were a VNL; else None
+    prefix      str for the two prefix tags, else None
+
+    A denied prefix is text as well as a VNL: it denies what begins like it in any of its spellings,
+    and the network that it names however that is spelled.
     """
 
     def __init__(self, origin, tag, vnl=None, prefix=None):
@@ -469,30 +481,42 @@ class Rule:
         self.allows = 'deny' not in tag
 
     def __str__(self):
-        return '%s %s, %s' % (self.tag, self.vnl.text if self.vnl else self.prefix, self.origin)
+        """The line and where it stands."""
+        text = self.vnl.text if self.prefix is None else self.prefix
+        return '%s %s, %s' % (self.tag, text, self.origin)
 
     def matches_level(self, level):
         """Does the rule decide about this level alone?"""
-        if self.vnl is None:
-            texts = [level.head] if self.allows else level.spellings
-            return any(text.startswith(self.prefix) for text in texts)
+        if self.prefix is not None:
+            return self.allows and level.head.startswith(self.prefix)
         if self.vnl.nested:
             return False
-        if self.allows:
-            return self.vnl.exact == level.exact
-        return not self.vnl.spellings.isdisjoint(level.spellings)
+        return self.vnl.exact == level.exact if self.allows else self.vnl.network == level.network
 
     def matches_whole(self, level):
         """Does the rule decide about this level together with all that it contains?"""
-        if self.vnl is None:
+        if self.prefix is not None and self.allows:
             return '{' in self.prefix and level.text.startswith(self.prefix)
-        if self.vnl.nested is None:
-            return self.tag == 'default' and level.nested is None and self.vnl.exact == level.exact
+        if self.prefix is not None and begins(level, self.prefix):
+            return True
+        if self.vnl is None:
+            return False
         ours, theirs = list(self.vnl.levels()), list(level.levels())
-        return len(ours) == len(theirs) and all(
-            mine.exact == other.exact if self.allows
-            else not mine.spellings.isdisjoint(other.spellings)
-            for mine, other in zip(ours, theirs))
+        if self.prefix is not None:
+            return len(ours) <= len(theirs) and all(
+                mine.named <= other.network for mine, other in zip(ours, theirs))
+        if len(ours) != len(theirs) or (len(ours) == 1 and self.tag != 'default'):
+            return False
+        return all(mine.exact == other.exact if self.allows else mine.network == other.network
+                   for mine, other in zip(ours, theirs))
+
+
+def begins(level, prefix):
+    """Does a level with all that it contains, in one of its spellings, begin with a prefix?"""
+    return level.text.startswith(prefix) or any(
+        text.startswith(prefix) or (level.nested and prefix.startswith(text + '{')
+                                    and begins(level.nested, prefix[len(text) + 1:]))
+        for text in level.spellings)
 
 
 class Rules:
@@ -558,6 +582,8 @@ def read_rules(path, default, parse):
                     warnings.append('%s: the prefix ends inside a number: it also matches %s0'
                                     % (origin, printable(text)))
                 rules.append(Rule(origin, tag, prefix=text))
+                if tag == 'pfxdeny':
+                    rules[-1].vnl = parse_or_none(parse, text)
             elif not text:
                 raise bad('%s: needs a VNL', tag)
             elif tag == 'default':
@@ -569,6 +595,14 @@ def read_rules(path, default, parse):
     if faults:
         raise Failure(errno.EINVAL, '\n'.join(faults))
     return Rules(first + last + rules, path is not None), warnings
+
+
+def parse_or_none(parse, text):
+    """What a prefix names as a VNL, or None when it is none."""
+    try:
+        return parse(text)
+    except Failure:
+        return None
 
 
 def read_lines(path):
@@ -1083,7 +1117,8 @@ class Vxvde(Plug):
         families |= {ip_family(text) for text in (address, options.get('bind')) if text}
         if len(families) > 1 or (not address and 'v6' not in options and families == {IPv6}):
             raise ValueError('IPv4 and IPv6 mixed')
-        return address
+        # grp= moves a given group: a permitted prefix must see where it goes.
+        return Vxvde.fill_in(address, options)[0] if address else ''
 
     @staticmethod
     def fill_in(address, options):

@@ -5,10 +5,14 @@ import grp
 import os
 import random
 import string
+import sys
 
 import pytest
 
 NO_GROUP = 'no-such-group-anywhere'
+
+# Python before 3.7 takes text for ASCII where no locale is set; nothing else can come in there.
+ACUTE = 'é' if sys.getfilesystemencoding().lower() == 'utf-8' else 'e'
 
 
 @pytest.fixture(scope='module')
@@ -48,8 +52,8 @@ def parse(vdelxcd, schemes):
 
 def parts(vnl):
     """All that is in a Vnl, to be compared."""
-    return [(level.scheme, level.address, level.options, level.head, level.exact, level.spellings,
-             level.text) for level in vnl.levels()]
+    return [(level.scheme, level.address, level.options, level.head, level.exact, level.network,
+             level.named, level.spellings, level.text) for level in vnl.levels()]
 
 
 def refusal(vdelxcd, parse, text):
@@ -113,8 +117,8 @@ def test_the_first_separator_ends_the_scheme(parse):
     ("'%41'", '%41'),
     ('\\%41', '%41'),
     ("''", ''),
-    ('%c3%a9', 'é'),
-    ('é', 'é'),
+    (''.join('%%%02x' % byte for byte in ACUTE.encode()), ACUTE),
+    (ACUTE, ACUTE),
 ])
 def test_quotes_backslashes_and_percent_are_resolved(parse, quoted, plain):
     assert parse('ring://' + quoted).address == plain
@@ -213,7 +217,7 @@ def test_a_refusal_names_the_option(vdelxcd, parse):
 
 
 @pytest.mark.parametrize('option, good, wrong', [
-    ('port', '1 65535', '0 65536 -1 +1 1.0 0x10 1e3 ٣ ² 1_0'),
+    ('port', '1 65535', '0 65536 -1 +1 1.0 0x10 1e3 1_0'),
     ('vni', '0 1 16777215', '16777216 -1 99999999999999999999'),
     ('ttl', '1 255', '0 256'),
     ('hashsize', '1 16777216', '0 x'),
@@ -235,6 +239,14 @@ def test_numbers_are_decimal_and_within_their_range(vdelxcd, parse, option, good
 def test_a_size_has_suffixes_of_1024_each(parse, text, same):
     assert (parse('vxvde:///rcvbuf=' + text).text == parse('vxvde:///rcvbuf=' + same).text)
     assert parse('vxvde:///rcvbuf=1k').options == {'rcvbuf': '1024'}
+
+
+@pytest.mark.skipif(ACUTE == 'e', reason='this Python takes text for ASCII: set LANG=C.UTF-8')
+def test_digits_of_other_scripts_are_no_digits(vdelxcd, parse):
+    for value in '٣', '²', '１':
+        for option in 'port', 'vni', 'rcvbuf':
+            text = 'vxvde:///%s=%s' % (option, value)
+            assert refusal(vdelxcd, parse, text).errno == errno.EINVAL
 
 
 def test_leading_zeros_of_a_number_mean_nothing(parse):
@@ -320,7 +332,7 @@ def test_an_address_has_one_spelling(parse):
 @pytest.mark.parametrize('name, good', [
     ('tap0', True), ('a' * 15, True), ('a' * 16, False), ('', False), ('.', False), ('..', False),
     ('a/b', False), ('a:b', False), ('a b', False), (' a', False), ('a%25d', False),
-    ('é' * 7, True), ('é' * 8, False),
+    (ACUTE * (15 // len(ACUTE.encode())), True), (ACUTE * 16, False),
 ])
 def test_an_interface_name_is_one_that_the_kernel_takes(vdelxcd, parse, name, good):
     for text in 'tap://%s' % name.replace('/', '%2f'), 'vxvde:///if=%s' % name.replace('/', '%2f'):
@@ -382,7 +394,7 @@ def spell(random_, text):
 
 def some_text(random_, least=0):
     """A short text of anything that can be printed."""
-    letters = string.ascii_letters + string.digits + string.punctuation + ' é€'
+    letters = string.ascii_letters + string.digits + string.punctuation + ' ' + ACUTE
     return ''.join(random_.choice(letters) for _ in range(random_.randint(least, 6)))
 
 
@@ -430,7 +442,7 @@ def test_all_spellings_of_a_level_name_the_same_network(parse):
     for _ in range(2000):
         for level in parse(some_vnl(random_)[0]).levels():
             for spelling in level.spellings:
-                assert parse(spelling).spellings & level.spellings, (level.text, spelling)
+                assert parse(spelling).network == level.network, (level.text, spelling)
             assert parse(level.exact).exact == level.exact
 
 
@@ -439,7 +451,8 @@ def test_whatever_is_read_gives_a_vnl_or_a_failure(vdelxcd, parse):
     pieces = ['vxvde://', 'ring://', 'lane://', 'both://', 'tap://', 'nosuch://', 'null://', '239.',
               '1', '.', ':', '::', 'ff05', 'port=', 'p=', 'vni=', 'grp', 'v6', 'v4', 'rcvbuf=',
               '9' * 30, 'k', 't', '/', '[', ']', '{', '}', '=', '%', '%4', '%41', '%00', '%ff', '\\',
-              "'", '"', ' ', '\n', '\0', 'é', '\udcff', '\ud800', '\U0001f600', '٣', 'K', '-', '+']
+              "'", '"', ' ', '\n', '\0', ACUTE, '\udcff', '\ud800', '-', '+']
+    pieces += [] if ACUTE == 'e' else ['\U0001f600', '٣', '\N{KELVIN SIGN}']
     read = 0
     for _ in range(40000):
         text = ''.join(random_.choice(pieces) for _ in range(random_.randint(0, 9)))
