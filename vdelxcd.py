@@ -555,7 +555,7 @@ class Rules:
 
 def follow_alias(text):
     """A default's VNL: a file named by a VNL without scheme holds the VNL in its first line."""
-    if text and '://' not in text and os.path.isfile(text):
+    if text.isprintable() and '://' not in text and os.path.isfile(text):
         with open(text, errors='surrogateescape') as file:
             return file.readline(VNL_MAX + 2).strip()
     return text
@@ -611,8 +611,8 @@ def read_lines(path):
     Raises Failure when the file can't be read.
     """
     try:
-        with open(path, encoding='utf-8', errors='surrogateescape', newline='\n') as file:
-            lines = file.read().split('\n')
+        with open(path, 'rb') as file:
+            lines = os.fsdecode(file.read()).split('\n')
     except OSError as error:
         raise Failure(error.errno, '%s: %s' % (printable(path), why(error)))
     found = []
