@@ -118,6 +118,7 @@ LOG_DAEMON = 3 << 3
 LOG_ERR, LOG_WARNING, LOG_NOTICE, LOG_INFO = 3, 4, 5, 6
 LOG_SOCKET = '/dev/log'
 LOG_LINE_MAX = 1000                         # characters
+LOG_VNL_MAX = 600                           # characters of a VNL; who and why must follow
 
 
 # ==================================================================================================
@@ -148,6 +149,12 @@ def why(error):
 def printable(text):
     """The text in one line of printable ASCII; everything else and the backslash is escaped."""
     return text.encode('unicode_escape').decode('ascii')
+
+
+def excerpt(text):
+    """The text printable(), and cut off so that a log line has room for what follows it."""
+    text = printable(text)
+    return text if len(text) <= LOG_VNL_MAX else text[:LOG_VNL_MAX] + '...'
 
 
 class Log:
@@ -181,10 +188,11 @@ class Log:
         self.syslog.setblocking(False)
 
     def line(self, level, text):
-        """Write one line; level is LOG_ERR ... LOG_INFO."""
+        """Write one line of printable ASCII; level is LOG_ERR ... LOG_INFO."""
+        text = ''.join(c if ' ' <= c <= '~' else printable(c) for c in text)
         if len(text) > LOG_LINE_MAX:
             text = text[:LOG_LINE_MAX] + '...'
-        data = text.encode('ascii', 'backslashreplace').replace(b'\n', b'\\n')
+        data = text.encode('ascii')
         try:
             if self.syslog:
                 head = '<%d>vdelxcd[%d]: ' % (LOG_DAEMON | level, os.getpid())
@@ -982,14 +990,17 @@ class IPv4:
 
     @staticmethod
     def membership(group, index):
+        """What JOIN takes: the group, on an interface."""
         return IP_MREQN.pack(socket.inet_pton(socket.AF_INET, group), bytes(4), index)
 
     @staticmethod
     def outgoing(index):
+        """What MULTICAST_IF takes: the interface that multicast goes out on."""
         return IP_MREQN.pack(bytes(4), bytes(4), index)
 
     @staticmethod
     def socket_address(address, port, index):
+        """The address as bind() and sendto() want it."""
         return address, port
 
 
@@ -1003,14 +1014,17 @@ class IPv6:
 
     @staticmethod
     def membership(group, index):
+        """What JOIN takes: the group, on an interface."""
         return IPV6_MREQ.pack(socket.inet_pton(socket.AF_INET6, group), index)
 
     @staticmethod
     def outgoing(index):
+        """What MULTICAST_IF takes: the interface that multicast goes out on."""
         return INT.pack(index)
 
     @staticmethod
     def socket_address(address, port, index):
+        """The address as bind() and sendto() want it."""
         return address, port, 0, index
 
 
@@ -1414,7 +1428,7 @@ def session(conn, link, rules):
             conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
         tap = plug = None
         text, fd = receive_request(conn, time.monotonic() + HAND_OVER_TIME)
-        asked = printable(text)
+        asked = excerpt(text)
         tap = Tap(fd, check_tap(fd))
         who = '%s, %s' % (printable(tap.name), who)
         vnl = choose_network(text, rules)
@@ -1429,11 +1443,11 @@ def session(conn, link, rules):
         conn.close()
         link.send(b'+')
         link.close()
-        log.detail('open interface: %s (%s)' % (printable(vnl.text), who))
+        log.detail('open interface: %s (%s)' % (excerpt(vnl.text), who))
         try:
             relay(tap, plug)
         except Ended as error:
-            log.detail('close interface: %s (%s: %s)' % (printable(vnl.text), who, error))
+            log.detail('close interface: %s (%s: %s)' % (excerpt(vnl.text), who, error))
     plug.close()
     tap.close()
 
