@@ -1776,7 +1776,7 @@ class Usage(Failure):
     """A command line that makes no sense."""
 
     def __init__(self, sentence):
-        super().__init__(errno.EINVAL, sentence)
+        super().__init__(errno.EINVAL, printable(sentence))
 
 
 def parse_arguments(arguments):
