@@ -385,8 +385,8 @@ def parse_vnl(text, schemes, depth=1):
         raise bad('%s', error)
     changed = {name: full[name] for name in sorted(full)
                if full[name] != plug.DEFAULTS.get(name, '')}
-    place = [('scheme', scheme), ('address', full_address)]
-    network = place + [(name, full.get(name, plug.DEFAULTS.get(name, ''))) for name in plug.IDENTITY]
+    place, whole = [('scheme', scheme), ('address', full_address)], dict(plug.DEFAULTS, **full)
+    network = place + [(name, whole.get(name, '')) for name in plug.IDENTITY]
     named = place + [(name, full[name]) for name in plug.IDENTITY if name in full]
     identity = {name: changed[name] for name in plug.IDENTITY if name in changed}
     texts = [head_text(plug, scheme, full_address, identity)]

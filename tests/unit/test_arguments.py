@@ -17,7 +17,7 @@ def run(script, *argv, **more):
     return done.returncode, done.stdout, done.stderr
 
 
-# ---- the client -----------------------------------------------------------------------------------
+# ---- the client ---------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('argv, expected', [
     ([], {'vnl': '', 'timeout': 10.0}),
@@ -58,7 +58,7 @@ def test_the_client_refuses_a_vnl_of_more_than_4095_bytes(vdelxcc, capsys):
         assert '4095' in capsys.readouterr().err
 
 
-# ---- the daemon -----------------------------------------------------------------------------------
+# ---- the daemon ---------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('argv, expected', [
     (['/s'], {}),
@@ -101,7 +101,7 @@ def test_a_command_line_of_the_daemon_that_makes_no_sense_is_told(vdelxcd, argv,
     assert word in str(caught.value)
 
 
-# ---- both, as programs ----------------------------------------------------------------------------
+# ---- both, as programs --------------------------------------------------------------------------
 
 @pytest.mark.parametrize('script, name, arguments', [
     (CLIENT, 'vdelxcc', '[VNL]'), (DAEMON, 'vdelxcd', 'SOCKET [VNL]')])
@@ -154,7 +154,7 @@ def test_the_daemon_tells_every_fault_of_its_rules_and_makes_no_socket(tmp_path)
     (['{}'], 'vdelxcd: socket {}: exists and is not a socket'),
     (['{}/' + 'a' * 107], 'vdelxcd: socket {}/aaa'),
     (['-p', '/nosuch/pid', '{}/s'], 'vdelxcd: pidfile /nosuch/pid: No such file or directory'),
-    (['-d', '-p', '/nosuch/pid', '{}/s'], 'vdelxcd: pidfile /nosuch/pid: No such file or directory'),
+    (['-d', '-p', '/nosuch/pid', '{}/s'], 'vdelxcd: pidfile /nosuch/pid: No such file or direc'),
 ])
 def test_the_daemon_that_cannot_start_is_one_line_and_exit_status_1(tmp_path, argv, reason):
     status, out, err = run(DAEMON, *[each.replace('{}', str(tmp_path)) for each in argv])

@@ -55,10 +55,10 @@ def answer(vdelxcc, ends, some_file, data, timeout=5.0):
         return str(failure)
 
 
-# ---- the client -----------------------------------------------------------------------------------
+# ---- the client ---------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('vnl', ['', 'vxvde://', 'vde:///vde/a b', '\udcff', 'x' * 4095])
-def test_a_request_is_the_vnl_and_nul_and_one_descriptor_in_one_message(vdelxcc, ends, some_file, vnl):
+def test_a_request_is_vnl_and_nul_and_one_descriptor_in_one_message(vdelxcc, ends, some_file, vnl):
     client, daemon = ends
     daemon.sendall(b'0\0')
     vdelxcc.hand_over(client, some_file, vnl, 5.0)
@@ -88,7 +88,7 @@ def test_the_number_0_is_success(vdelxcc, ends, some_file, data):
     (b'5\0', 'vdelxcd: Input/output error'),
     (b'999999999\0', 'vdelxcd: Unknown error 999999999'),
 ])
-def test_another_number_is_a_refusal_in_the_words_of_the_system(vdelxcc, ends, some_file, data, begin):
+def test_another_number_is_a_refusal_in_words_of_the_system(vdelxcc, ends, some_file, data, begin):
     assert answer(vdelxcc, ends, some_file, data).startswith(begin)
 
 
@@ -145,7 +145,7 @@ def test_a_busy_daemon_is_given_up_after_the_time_limit(vdelxcc, tmp_path):
     assert 0.2 <= time.monotonic() - begin < 5
 
 
-# ---- the client: where the daemon is, what the interface is called ---------------------------------
+# ---- the client: where the daemon is, what the interface is called ------------------------------
 
 @pytest.mark.parametrize('path, name, expected', [
     (None, 'vdelxcs', ['/vde/vdelxcs', '/var/vde/vdelxcs']),
@@ -218,7 +218,7 @@ def test_what_cannot_be_an_interface_is_refused_before_anything_is_opened(vdelxc
     assert str(caught.value).startswith('interface definition: Invalid argument')
 
 
-# ---- the daemon -----------------------------------------------------------------------------------
+# ---- the daemon ---------------------------------------------------------------------------------
 
 def receive(vdelxcd, conn, seconds=5.0):
     """Read a request in the daemon's way; (text, descriptor) or the errno of the Failure."""

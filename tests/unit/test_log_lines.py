@@ -5,8 +5,8 @@ import random
 import pytest
 
 PRINTABLE = set(range(0x20, 0x7f))
-NASTY = ['a\nb', 'a\r\nb', '\x1b[2J', '\0', '\x7f', '\x9b', 'é', '\u2028', '\u202e', '\ud800', '\udcff',
-         '\U0001f600', '\t', '\\', '<3>vdelxcd[1]: forged']
+NASTY = ['a\nb', 'a\r\nb', '\x1b[2J', '\0', '\x7f', '\x9b', 'é', '\u2028', '\u202e', '\ud800',
+         '\udcff', '\U0001f600', '\t', '\\', '<3>vdelxcd[1]: forged']
 
 
 @pytest.fixture

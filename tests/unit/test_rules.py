@@ -65,7 +65,7 @@ def faults(vdelxcd, read, text):
     return [line[line.index('rules:'):] for line in str(caught.value).split('\n')]
 
 
-# ---- models ---------------------------------------------------------------------------------------
+# ---- models -------------------------------------------------------------------------------------
 
 SOME = ['vxvde://', 'vxvde://239.1.2.3/port=5', 'tap://tap0', 'null://', 'cmd://ls', '/run/switch',
         'vlan://3{vxvde://}']
@@ -98,7 +98,7 @@ def test_an_empty_request_gets_the_default_and_none_is_enoent(vdelxcd, read):
         assert caught.value.errno == errno.ENOENT
 
 
-# ---- the three examples of the manual -------------------------------------------------------------
+# ---- the three examples of the manual -----------------------------------------------------------
 
 EXAMPLE = 'default vxvde://234.0.0.1\npfxallow vxvde://\nallow tap://tap0\n'
 
@@ -123,7 +123,7 @@ def test_the_third_example_of_the_manual(judged):
         vnl for vnl in SOME if vnl != 'cmd://ls']
 
 
-# ---- which line decides ---------------------------------------------------------------------------
+# ---- which line decides -------------------------------------------------------------------------
 
 def test_the_first_line_that_matches_decides(judged):
     both = ['vxvde://239.0.0.7', 'vxvde://239.0.0.8']
@@ -163,7 +163,7 @@ def test_the_reason_names_the_line(vdelxcd, read, parse):
         assert str(caught.value).endswith(end)
 
 
-# ---- the file -------------------------------------------------------------------------------------
+# ---- the file -----------------------------------------------------------------------------------
 
 def test_tags_are_case_insensitive_and_lines_may_be_indented(judged):
     text = 'ALLOW tap://a\n  Allow tap://b\n\tpfxAllow\ttap://c\nalloW  \t tap://d\n'
@@ -187,8 +187,8 @@ def test_a_vnl_of_a_rule_may_be_quoted(judged):
 
 
 def test_all_faults_of_a_file_are_told_at_once(vdelxcd, read):
-    text = ('permit tap://a\nallow tap://ok\n allow vxvde:///nosuch=1\nallow\ndefault  \ndeny 1://\n'
-            'pfxallow anything\nallow TAP://x\nallow tap://a\x00b\ndefault a\x00b\n')
+    text = ('permit tap://a\nallow tap://ok\n allow vxvde:///nosuch=1\nallow\ndefault  \n'
+            'deny 1://\npfxallow anything\nallow TAP://x\nallow tap://a\x00b\ndefault a\x00b\n')
     lines = faults(vdelxcd, read, text)
     assert [line.split(': ')[0] for line in lines] == [
         'rules:%d' % number for number in (1, 3, 4, 5, 8, 9, 10)]
@@ -199,8 +199,9 @@ def test_all_faults_of_a_file_are_told_at_once(vdelxcd, read):
 
 def test_a_file_of_arbitrary_bytes_gives_rules_or_a_failure(vdelxcd, read):
     random_ = random.Random(30)
-    pieces = [b'allow', b'default', b'pfxdeny', b' ', b'\t', b'\n', b'\r', b'\0', b'\xff', b'\xc3\xa9',
-              b'tap://a', b'vxvde://', b'{', b'/', b'%', b'#', b'\x0b', b'\x85', b'\xe2\x80\xa8', b'.']
+    pieces = [b'allow', b'default', b'pfxdeny', b' ', b'\t', b'\n', b'\r', b'\0', b'\xff',
+              b'\xc3\xa9', b'tap://a', b'vxvde://', b'{', b'/', b'%', b'#', b'\x0b', b'\x85',
+              b'\xe2\x80\xa8', b'.']
     good = 0
     for _ in range(1000):
         text = b''.join(random_.choice(pieces) for _ in range(random_.randint(0, 12)))
@@ -235,11 +236,12 @@ def test_a_file_that_cannot_be_read_is_a_failure(vdelxcd, parse, tmp_path, make,
 def test_a_prefix_that_ends_inside_a_number_is_warned_of(read):
     text = 'pfxallow vxvde://239.0.0.1\npfxallow vxvde://\npfxdeny tap://tap2\nallow tap://tap3\n'
     warnings = read(text)[1]
-    assert [warning.split(': ')[0].rsplit('/')[-1] for warning in warnings] == ['rules:1', 'rules:3']
+    assert [warning.split(': ')[0].rsplit('/')[-1] for warning in warnings] == [
+        'rules:1', 'rules:3']
     assert warnings[0].endswith('vxvde://239.0.0.10')
 
 
-# ---- denials --------------------------------------------------------------------------------------
+# ---- denials ------------------------------------------------------------------------------------
 
 SEVEN = [                               # one network in many words
     'vxvde://239.0.0.1/vni=7', 'vxvde:///vni=7', "vxvde:///'vni'=7", 'vxvde:///v=7',
@@ -250,8 +252,8 @@ SEVEN = [                               # one network in many words
 ]
 GROUP = ['vxvde:///grp=258', 'vxvde://239.0.1.2/vni=258', 'vxvde://239.0.1.2/grp=258',
          'vxvde://239.0.9.9/grp=258', 'vxvde:///v4/g=258/ttl=3', 'vxvde:///vni=258/grp=258']
-SIX = ['vxvde:///v6', 'vxvde://ff05:56de::1', 'vxvde://FF05:56DE:0::1/port=14789', 'vxvde:///v6/ttl=3',
-       'vxvde:///ttl=3/v6', 'vxvde://ff05:56de::1/vni=1', 'vxvde:///vni=1/v6']
+SIX = ['vxvde:///v6', 'vxvde://ff05:56de::1', 'vxvde://FF05:56DE:0::1/port=14789',
+       'vxvde:///v6/ttl=3', 'vxvde:///ttl=3/v6', 'vxvde://ff05:56de::1/vni=1', 'vxvde:///vni=1/v6']
 OTHERS = ['vxvde://', 'vxvde:///vni=8', 'vxvde:///vni=70', 'vxvde:///vni=7/port=5',
           'vxvde://239.0.0.2/vni=7', 'vxvde:///v6/vni=7', 'vxvde:///grp=7', 'tap://vni7']
 
@@ -311,7 +313,7 @@ def test_a_denied_prefix_denies_no_network_that_neither_begins_like_it_nor_is_na
         vnls[0], vnls[1], vnls[3]]
 
 
-# ---- permissions ----------------------------------------------------------------------------------
+# ---- permissions --------------------------------------------------------------------------------
 
 def test_a_permission_is_for_every_spelling_of_the_same_vnl(judged):
     same = ['vxvde:///vni=7/ttl=3', 'vxvde:///ttl=3/vni=7', 'vxvde://239.0.0.1/v=7/t=03',
@@ -326,8 +328,8 @@ def test_a_permission_is_for_every_spelling_of_the_same_vnl(judged):
                         'vxvde:///vni=7/v6', 'vxvde:///vni=7/grp=9', 'vxvde:///vni=70',
                         'vxvde:///vni=7/expiretime=9', 'vlan://3{vxvde:///vni=7}']),
     ('tap://tap1', ['tap://tap10', 'tap://tap', 'vlan://3{tap://tap1}']),
-    ('vlan://3{vxvde://}', ['vlan://3/trunk{vxvde://}', 'vlan://4{vxvde://}', 'vlan://3', 'vxvde://',
-                            'vlan://3{vxvde:///ttl=9}', 'vlan://3{vlan://3{vxvde://}}',
+    ('vlan://3{vxvde://}', ['vlan://3/trunk{vxvde://}', 'vlan://4{vxvde://}', 'vlan://3',
+                            'vxvde://', 'vlan://3{vxvde:///ttl=9}', 'vlan://3{vlan://3{vxvde://}}',
                             'vlan://3{vlan://3}']),
 ])
 @pytest.mark.parametrize('tag', ['allow', 'default'])
@@ -338,13 +340,14 @@ def test_a_permission_does_not_extend_to_other_options(judged, tag, named, more)
 def test_a_permitted_prefix_does_not_extend_to_another_group(judged):
     text = 'pfxallow vxvde://239.0.0.1/\n'
     good = ['vxvde://239.0.0.1/vni=5', 'vxvde://239.0.0.1/grp=1', 'vxvde://239.0.0.1/ttl=3/vni=2']
-    assert judged(text, good + ['vxvde://239.0.0.1/grp=258', 'vxvde://239.0.0.1/vni=5/grp=2']) == good
+    moved = ['vxvde://239.0.0.1/grp=258', 'vxvde://239.0.0.1/vni=5/grp=2']
+    assert judged(text, good + moved) == good
     assert judged('pfxallow vxvde://\n', ['vxvde://239.0.0.1/grp=258']) != []
     assert judged('pfxallow vxvde:///grp=\n', ['vxvde:///grp=258', 'vxvde:///grp=9/ttl=3']) == [
         'vxvde:///grp=258', 'vxvde:///grp=9/ttl=3']
 
 
-# ---- nested ---------------------------------------------------------------------------------------
+# ---- nested -------------------------------------------------------------------------------------
 
 def test_each_part_of_a_nested_vnl_must_be_allowed(judged):
     vnls = ['vlan://3{vxvde://}', 'vlan://3{tap://t}', 'vlan://4{vxvde://}',
@@ -356,7 +359,8 @@ def test_each_part_of_a_nested_vnl_must_be_allowed(judged):
 
 
 def test_a_nested_vnl_may_be_allowed_as_a_whole(judged):
-    vnls = ['vlan://3{vxvde://}', 'vlan://3{vxvde:///vni=2}', 'vlan://3{tap://t}', 'vxvde://', 'vlan://3']
+    vnls = ['vlan://3{vxvde://}', 'vlan://3{vxvde:///vni=2}', 'vlan://3{tap://t}', 'vxvde://',
+            'vlan://3']
     assert judged('allow vlan://3{vxvde://}\n', vnls) == vnls[:1]
     assert judged('pfxallow vlan://3{vxvde://\n', vnls) == vnls[:2]
 
@@ -367,15 +371,15 @@ def test_a_later_denial_of_a_part_does_not_undo_a_permission_of_the_whole(judged
     assert judged('pfxdeny vxvde://\nallow vlan://3{vxvde://}\n', vnls) == []
 
 
-# ---- aliases --------------------------------------------------------------------------------------
+# ---- aliases ------------------------------------------------------------------------------------
 
 def test_a_default_may_be_a_file_that_names_the_network(vdelxcd, read, judged, tmp_path):
     alias = tmp_path / 'net'
     alias.write_bytes(b'  vxvde://239.7.7.7 \r\nvxvde://239.8.8.8\n')
     assert read(None, str(alias))[0].default.text == 'vxvde://239.7.7.7'
     assert read('default %s\n' % alias)[0].default.text == 'vxvde://239.7.7.7'
-    assert judged('default %s\n' % alias, ['vxvde://239.7.7.7', 'vxvde://239.8.8.8', str(alias)]) == [
-        'vxvde://239.7.7.7']
+    vnls = ['vxvde://239.7.7.7', 'vxvde://239.8.8.8', str(alias)]
+    assert judged('default %s\n' % alias, vnls) == vnls[:1]
 
 
 def test_an_alias_is_followed_once(read, tmp_path):
@@ -393,7 +397,7 @@ def test_an_alias_that_holds_no_vnl_is_a_fault(vdelxcd, read, tmp_path):
         'rules:2']
 
 
-def test_an_alias_is_not_followed_for_a_request_or_another_rule(vdelxcd, parse, read, judged, tmp_path):
+def test_an_alias_is_not_followed_for_a_request_or_another_rule(parse, judged, tmp_path):
     alias = tmp_path / 'net'
     alias.write_text('vxvde://\n')
     assert (parse(str(alias)).scheme, parse(str(alias)).address) == ('vde', str(alias))

@@ -63,7 +63,7 @@ def refusal(vdelxcd, parse, text):
     return caught.value
 
 
-# ---- schemes and paths ----------------------------------------------------------------------------
+# ---- schemes and paths --------------------------------------------------------------------------
 
 @pytest.mark.parametrize('text, scheme, address', [
     ('vxvde://', 'vxvde', ''),
@@ -94,7 +94,7 @@ def test_the_first_separator_ends_the_scheme(parse):
     assert parse('ring://a://b').address == 'a://b'
 
 
-# ---- quoting --------------------------------------------------------------------------------------
+# ---- quoting ------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('quoted, plain', [
     ("'a b'", 'a b'),
@@ -164,7 +164,7 @@ def test_control_characters_and_bytes_that_are_no_text_are_refused(vdelxcd, pars
     assert refusal(vdelxcd, parse, text).errno == errno.EINVAL
 
 
-# ---- options --------------------------------------------------------------------------------------
+# ---- options ------------------------------------------------------------------------------------
 
 def test_options_after_slashes(parse):
     vnl = parse('vxvde://239.1.2.3/port=5/vni=6/v4')
@@ -260,7 +260,7 @@ def test_a_very_long_number_is_only_out_of_range(vdelxcd, parse):
         assert refusal(vdelxcd, parse, text).errno == errno.EINVAL
 
 
-# ---- vxvde ----------------------------------------------------------------------------------------
+# ---- vxvde --------------------------------------------------------------------------------------
 
 def test_vni_and_grp_take_the_name_of_a_group(vdelxcd, parse):
     group = max((entry for entry in grp.getgrall() if entry.gr_gid < 1 << 24),
@@ -327,7 +327,7 @@ def test_an_address_has_one_spelling(parse):
     assert parse('vxvde:///v6/bind=2001:DB8:0::1').options['bind'] == '2001:db8::1'
 
 
-# ---- interface names ------------------------------------------------------------------------------
+# ---- interface names ----------------------------------------------------------------------------
 
 @pytest.mark.parametrize('name, good', [
     ('tap0', True), ('a' * 15, True), ('a' * 16, False), ('', False), ('.', False), ('..', False),
@@ -342,7 +342,7 @@ def test_an_interface_name_is_one_that_the_kernel_takes(vdelxcd, parse, name, go
             assert refusal(vdelxcd, parse, text).errno == errno.EINVAL
 
 
-# ---- nesting --------------------------------------------------------------------------------------
+# ---- nesting ------------------------------------------------------------------------------------
 
 def test_a_nested_vnl_has_levels_from_the_outside_in(parse):
     vnl = parse('lane://3/untag=2{vxvde://239.1.1.1/p=5}')
@@ -376,7 +376,7 @@ def test_thirty_two_levels_are_the_limit(vdelxcd, parse):
         assert refusal(vdelxcd, parse, text).errno == errno.EINVAL
 
 
-# ---- properties -----------------------------------------------------------------------------------
+# ---- properties ---------------------------------------------------------------------------------
 
 def spell(random_, text):
     """The text in one of its many spellings."""
@@ -450,8 +450,8 @@ def test_whatever_is_read_gives_a_vnl_or_a_failure(vdelxcd, parse):
     random_ = random.Random(22)
     pieces = ['vxvde://', 'ring://', 'lane://', 'both://', 'tap://', 'nosuch://', 'null://', '239.',
               '1', '.', ':', '::', 'ff05', 'port=', 'p=', 'vni=', 'grp', 'v6', 'v4', 'rcvbuf=',
-              '9' * 30, 'k', 't', '/', '[', ']', '{', '}', '=', '%', '%4', '%41', '%00', '%ff', '\\',
-              "'", '"', ' ', '\n', '\0', ACUTE, '\udcff', '\ud800', '-', '+']
+              '9' * 30, 'k', 't', '/', '[', ']', '{', '}', '=', '%', '%4', '%41', '%00', '%ff',
+              '\\', "'", '"', ' ', '\n', '\0', ACUTE, '\udcff', '\ud800', '-', '+']
     pieces += [] if ACUTE == 'e' else ['\U0001f600', '٣', '\N{KELVIN SIGN}']
     read = 0
     for _ in range(40000):
