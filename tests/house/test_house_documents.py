@@ -136,6 +136,8 @@ def test_the_manual_page_shows_the_table_of_errnos(vdelxcd):
                 place, fate = table.setdefault(item, {}), None
             else:
                 fate = item.rstrip(':')
+        elif line == '.El':
+            fate = None
         elif line.startswith('.Er ') and fate:
             place.update((name, fate) for name in line.split()[1:])
         elif line in ('drop', 'end', 'gone') and fate == 'any other':
