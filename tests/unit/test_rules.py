@@ -309,6 +309,7 @@ def test_a_denied_prefix_denies_no_network_that_neither_begins_like_it_nor_is_na
         assert judged('pfxdeny %s\npfxallow\n' % named, others) == others, named
     vnls = ['vxvde:///vni=7/port=5', 'vxvde:///port=5/vni=7', 'vxvde:///vni=7', 'vxvde:///port=5']
     assert judged('pfxdeny vxvde:///port=5/vni=7\npfxallow\n', vnls) == vnls[2:]
+    assert judged('pfxdeny vxvde:///vni=7\npfxallow\n', vnls) == vnls[3:]
     assert judged('pfxdeny vxvde:///vni=7/port=14789\npfxallow\n', vnls) == [
         vnls[0], vnls[1], vnls[3]]
 
@@ -345,6 +346,11 @@ def test_a_permitted_prefix_does_not_extend_to_another_group(judged):
     assert judged('pfxallow vxvde://\n', ['vxvde://239.0.0.1/grp=258']) != []
     assert judged('pfxallow vxvde:///grp=\n', ['vxvde:///grp=258', 'vxvde:///grp=9/ttl=3']) == [
         'vxvde:///grp=258', 'vxvde:///grp=9/ttl=3']
+
+
+def test_a_default_allows_itself_and_no_larger_network_made_of_it(judged):
+    text = 'default vlan://3\npfxallow vxvde://\n'
+    assert judged(text, ['vlan://3', 'vxvde://', 'vlan://3{vxvde://}']) == ['vlan://3', 'vxvde://']
 
 
 # ---- nested -------------------------------------------------------------------------------------
