@@ -151,6 +151,7 @@ LOG_DAEMON = 3 << 3
 LOG_ERR, LOG_WARNING, LOG_NOTICE, LOG_INFO = 3, 4, 5, 6
 LOG_SOCKET = '/dev/log'
 LOG_LINE_MAX = 1000                         # characters
+LOG_VNL_MAX = 600                           # characters of a VNL; who and why must follow
 
 
 # ==================================================================================================
@@ -181,6 +182,12 @@ def why(error):
 def printable(text):
     """The text in one line of printable ASCII; everything else and the backslash is escaped."""
     return text.encode('unicode_escape').decode('ascii')
+
+
+def excerpt(text):
+    """The text printable(), and cut off so that a log line has room for what follows it."""
+    text = printable(text)
+    return text if len(text) <= LOG_VNL_MAX else text[:LOG_VNL_MAX] + '...'
 
 
 class Log:
@@ -214,10 +221,11 @@ class Log:
         self.syslog.setblocking(False)
 
     def line(self, level, text):
-        """Write one line; level is LOG_ERR ... LOG_INFO."""
+        """Write one line of printable ASCII; level is LOG_ERR ... LOG_INFO."""
+        text = ''.join(c if ' ' <= c <= '~' else printable(c) for c in text)
         if len(text) > LOG_LINE_MAX:
             text = text[:LOG_LINE_MAX] + '...'
-        data = text.encode('ascii', 'backslashreplace').replace(b'\n', b'\\n')
+        data = text.encode('ascii')
         try:
             if self.syslog:
                 head = '<%d>vdelxcd[%d]: ' % (LOG_DAEMON | level, os.getpid())
@@ -259,17 +267,22 @@ class Vnl:
     head        canonical text of this level alone, options in the order they came in
     text        canonical text with all nested levels; parsing it gives an equal Vnl
     exact       head with every default filled in and the options sorted: what a permission means
+    network     frozenset of (what, value): the scheme, the address and the options that name the
+                network of this level, defaults filled in: what a denial means
+    named       the part of network that the text states; of the address it always is the whole
     spellings   frozenset of texts of this level that name the same network, whatever the options
-                that do not name it: what a denial means
+                that do not name it: what a denied prefix is compared with
     command     bool, does the host run a program for it?
     """
 
-    def __init__(self, scheme, address, options, nested, head, exact=None, spellings=(),
-                 command=False):
+    def __init__(self, scheme, address, options, nested, head, exact=None, network=None, named=None,
+                 spellings=(), command=False):
         self.scheme, self.address, self.options, self.nested = scheme, address, options, nested
         self.head, self.command = head, command
         self.exact = exact or head
         self.text = '%s{%s}' % (head, nested.text) if nested else head
+        self.network = frozenset(network or [('scheme', scheme), ('address', address)])
+        self.named = frozenset(named or self.network)
         self.spellings = frozenset(spellings) | {self.head, self.exact}
 
     def levels(self):
@@ -411,12 +424,15 @@ def parse_vnl(text, schemes, depth=1):
         raise bad('%s', error)
     changed = {name: full[name] for name in sorted(full)
                if full[name] != plug.DEFAULTS.get(name, '')}
+    place, whole = [('scheme', scheme), ('address', full_address)], dict(plug.DEFAULTS, **full)
+    network = place + [(name, whole.get(name, '')) for name in plug.IDENTITY]
+    named = place + [(name, full[name]) for name in plug.IDENTITY if name in full]
     identity = {name: changed[name] for name in plug.IDENTITY if name in changed}
     texts = [head_text(plug, scheme, full_address, identity)]
     if plug.fill_in('', identity)[0] == full_address:
         texts.append(head_text(plug, scheme, '', identity))
     return Vnl(scheme, address, options, inner, head_text(plug, scheme, address, options),
-               head_text(plug, scheme, full_address, changed), texts, plug.COMMAND)
+               head_text(plug, scheme, full_address, changed), network, named, texts, plug.COMMAND)
 
 
 def head_text(plug, scheme, address, options):
@@ -458,11 +474,12 @@ def number(low, high):
 
 
 def size(value):
-    """A number of bytes; the suffixes k, m, g and t multiply by 1024 each."""
+    """A number of bytes up to 1t; the suffixes k, m, g and t multiply by 1024 each."""
     digits, power = value or '', 0
     if digits[-1:].lower() in tuple('kmgt'):
         digits, power = digits[:-1], 'kmgt'.index(digits[-1].lower()) + 1
-    return str(int(number(1, 1 << 20 if power == 0 else 1 << 40)(digits)) << 10 * power)
+    check = number(1, 1 << 40)
+    return check(str(int(check(digits)) << 10 * power))
 
 
 def group_number(value):
@@ -507,8 +524,11 @@ class Rule:
 
     origin      str, where the rule stands, for the log: 'FILE:LINE' or 'command line'
     tag         one of TAGS
-    vnl         Vnl; None for the two prefix tags
-    prefix      str; None for the others
+    vnl         Vnl; of pfxdeny what the prefix would name if it were a VNL; else None
+    prefix      str for the two prefix tags, else None
+
+    A denied prefix is text as well as a VNL: it denies what begins like it in any of its spellings,
+    and the network that it names however that is spelled.
     """
 
     def __init__(self, origin, tag, vnl=None, prefix=None):
@@ -516,35 +536,47 @@ class Rule:
         self.allows = 'deny' not in tag
 
     def __str__(self):
-        return '%s %s, %s' % (self.tag, self.vnl.text if self.vnl else self.prefix, self.origin)
+        """The line and where it stands."""
+        text = self.vnl.text if self.prefix is None else self.prefix
+        return '%s %s, %s' % (self.tag, text, self.origin)
 
     def may_allow(self, level):
         """Can the rule allow this level? To run a program it must name the scheme."""
-        return self.vnl is not None or not level.command or self.prefix.startswith(
+        return self.prefix is None or not level.command or self.prefix.startswith(
             level.scheme + '://')
 
     def matches_level(self, level):
         """Does the rule decide about this level alone?"""
-        if self.vnl is None:
-            texts = [level.head] if self.allows else level.spellings
-            return any(text.startswith(self.prefix) for text in texts)
+        if self.prefix is not None:
+            return self.allows and level.head.startswith(self.prefix)
         if self.vnl.nested:
             return False
-        if self.allows:
-            return self.vnl.exact == level.exact
-        return not self.vnl.spellings.isdisjoint(level.spellings)
+        return self.vnl.exact == level.exact if self.allows else self.vnl.network == level.network
 
     def matches_whole(self, level):
         """Does the rule decide about this level together with all that it contains?"""
-        if self.vnl is None:
+        if self.prefix is not None and self.allows:
             return '{' in self.prefix and level.text.startswith(self.prefix)
-        if self.vnl.nested is None:
-            return self.tag == 'default' and level.nested is None and self.vnl.exact == level.exact
+        if self.prefix is not None and begins(level, self.prefix):
+            return True
+        if self.vnl is None:
+            return False
         ours, theirs = list(self.vnl.levels()), list(level.levels())
-        return len(ours) == len(theirs) and all(
-            mine.exact == other.exact if self.allows
-            else not mine.spellings.isdisjoint(other.spellings)
-            for mine, other in zip(ours, theirs))
+        if self.prefix is not None:
+            return len(ours) <= len(theirs) and all(
+                mine.named <= other.network for mine, other in zip(ours, theirs))
+        if len(ours) != len(theirs) or (len(ours) == 1 and self.tag != 'default'):
+            return False
+        return all(mine.exact == other.exact if self.allows else mine.network == other.network
+                   for mine, other in zip(ours, theirs))
+
+
+def begins(level, prefix):
+    """Does a level with all that it contains, in one of its spellings, begin with a prefix?"""
+    return level.text.startswith(prefix) or any(
+        text.startswith(prefix) or (level.nested and prefix.startswith(text + '{')
+                                    and begins(level.nested, prefix[len(text) + 1:]))
+        for text in level.spellings)
 
 
 class Rules:
@@ -597,7 +629,7 @@ def no_permission(level, remedy):
 
 def follow_alias(text):
     """A default's VNL: a file named by a VNL without scheme holds the VNL in its first line."""
-    if text and '://' not in text and os.path.isfile(text):
+    if text.isprintable() and '://' not in text and os.path.isfile(text):
         with open(text, errors='surrogateescape') as file:
             return file.readline(VNL_MAX + 2).strip()
     return text
@@ -624,6 +656,8 @@ def read_rules(path, default, parse, commands=False):
                     warnings.append('%s: the prefix ends inside a number: it also matches %s0'
                                     % (origin, printable(text)))
                 rules.append(Rule(origin, tag, prefix=text))
+                if tag == 'pfxdeny':
+                    rules[-1].vnl = parse_or_none(parse, text)
             elif not text:
                 raise bad('%s: needs a VNL', tag)
             elif tag == 'default':
@@ -637,14 +671,22 @@ def read_rules(path, default, parse, commands=False):
     return Rules(first + last + rules, path is not None, commands), warnings
 
 
+def parse_or_none(parse, text):
+    """What a prefix names as a VNL, or None when it is none."""
+    try:
+        return parse(text)
+    except Failure:
+        return None
+
+
 def read_lines(path):
     """The directives of a rules file: a list of ('FILE:LINE', tag in lower case, rest).
 
     Raises Failure when the file can't be read.
     """
     try:
-        with open(path, encoding='utf-8', errors='surrogateescape', newline='\n') as file:
-            lines = file.read().split('\n')
+        with open(path, 'rb') as file:
+            lines = os.fsdecode(file.read()).split('\n')
     except OSError as error:
         raise Failure(error.errno, '%s: %s' % (printable(path), why(error)))
     found = []
@@ -1052,14 +1094,17 @@ class IPv4:
 
     @staticmethod
     def membership(group, index):
+        """What JOIN takes: the group, on an interface."""
         return IP_MREQN.pack(socket.inet_pton(AF_INET, group), bytes(4), index)
 
     @staticmethod
     def outgoing(index):
+        """What MULTICAST_IF takes: the interface that multicast goes out on."""
         return IP_MREQN.pack(bytes(4), bytes(4), index)
 
     @staticmethod
     def socket_address(address, port, index):
+        """The address as bind() and sendto() want it."""
         return address, port
 
 
@@ -1073,14 +1118,17 @@ class IPv6:
 
     @staticmethod
     def membership(group, index):
+        """What JOIN takes: the group, on an interface."""
         return IPV6_MREQ.pack(socket.inet_pton(AF_INET6, group), index)
 
     @staticmethod
     def outgoing(index):
+        """What MULTICAST_IF takes: the interface that multicast goes out on."""
         return INT.pack(index)
 
     @staticmethod
     def socket_address(address, port, index):
+        """The address as bind() and sendto() want it."""
         return address, port, 0, index
 
 
@@ -1183,7 +1231,8 @@ class Overlay(Plug):
         families |= {ip_family(text) for text in (address, options.get('bind')) if text}
         if len(families) > 1 or (not address and 'v6' not in options and families == {IPv6}):
             raise ValueError('IPv4 and IPv6 mixed')
-        return address
+        # grp= moves a given group: a permitted prefix must see where it goes.
+        return Vxvde.fill_in(address, options)[0] if address else ''
 
     @staticmethod
     def fill_in(address, options):
@@ -2773,7 +2822,7 @@ def session(conn, link, rules):
             conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
         tap = plug = None
         text, fd = receive_request(conn, time.monotonic() + HAND_OVER_TIME)
-        asked = printable(text)
+        asked = excerpt(text)
         tap = Tap(fd, check_tap(fd))
         who = '%s, %s' % (printable(tap.name), who)
         vnl = choose_network(text, rules)
@@ -2788,11 +2837,11 @@ def session(conn, link, rules):
         conn.close()
         link.send(b'+')
         link.close()
-        log.detail('open interface: %s (%s)' % (printable(vnl.text), who))
+        log.detail('open interface: %s (%s)' % (excerpt(vnl.text), who))
         try:
             carry(tap, plug, vnl, who)
         except Ended as error:
-            log.detail('close interface: %s (%s: %s)' % (printable(vnl.text), who, error))
+            log.detail('close interface: %s (%s: %s)' % (excerpt(vnl.text), who, error))
 
 
 def carry(tap, plug, vnl, who):
@@ -2803,12 +2852,12 @@ def carry(tap, plug, vnl, who):
                 relay(tap, plug)
             except PlugGone as error:
                 log.line(LOG_WARNING, 'network gone: %s (%s: %s)' % (
-                    printable(vnl.text), who, printable(str(error))))
+                    excerpt(vnl.text), who, printable(str(error))))
             plug.close()
             tap.set_carrier(False)
             plug = open_again(tap, vnl, who)
             tap.set_carrier(True)
-            log.line(LOG_NOTICE, 'network back: %s (%s)' % (printable(vnl.text), who))
+            log.line(LOG_NOTICE, 'network back: %s (%s)' % (excerpt(vnl.text), who))
     finally:
         plug.close()
         tap.close()
@@ -3146,7 +3195,7 @@ class Usage(Failure):
     """A command line that makes no sense."""
 
     def __init__(self, sentence):
-        super().__init__(errno.EINVAL, sentence)
+        super().__init__(errno.EINVAL, printable(sentence))
 
 
 def split_options(arguments, flags, valued):

@@ -24,7 +24,7 @@ PATH = os.environ.get('PATH', '') + ':/usr/local/sbin:/usr/sbin:/sbin'
 os.environ['PATH'] = PATH
 
 
-# ---- what the machine has -------------------------------------------------------------------------
+# ---- what the machine has -----------------------------------------------------------------------
 
 # tool -> the Debian package that has it; the Makefile's test-tools installs them all
 PACKAGES = {
@@ -61,7 +61,7 @@ def require_namespaces():
         pytest.skip('/dev/net/tun cannot be opened here: %s' % error)
 
 
-# ---- waiting --------------------------------------------------------------------------------------
+# ---- waiting ------------------------------------------------------------------------------------
 
 def wait_until(condition, timeout=10, what=None):
     """Poll until condition() is true and return its value; fail after timeout seconds."""
@@ -75,7 +75,7 @@ def wait_until(condition, timeout=10, what=None):
         time.sleep(0.02)
 
 
-# ---- the scripts as modules -----------------------------------------------------------------------
+# ---- the scripts as modules ---------------------------------------------------------------------
 
 def load(path):
     """A script as a module, without leaving a __pycache__."""
@@ -100,7 +100,7 @@ def vdelxcc():
     return load(CLIENT)
 
 
-# ---- namespaces -----------------------------------------------------------------------------------
+# ---- namespaces ---------------------------------------------------------------------------------
 
 class Namespace:
     """A network namespace, alive as long as its holder process."""
@@ -196,12 +196,13 @@ class Container(Namespace):
     def up(self, interface, *addresses):
         """Give an interface addresses and switch it on."""
         for address in addresses:
-            self.ip('addr add %s dev %s%s' % (address, interface, ' nodad' if ':' in address else ''))
+            nodad = ' nodad' if ':' in address else ''
+            self.ip('addr add %s dev %s%s' % (address, interface, nodad))
         self.ip('link set %s up' % interface)
 
 
 def processes(marker):
-    """The pids of the live processes that have marker in their command line; zombies do not count."""
+    """The pids of the processes that have marker in their command line; zombies do not count."""
     found = []
     for pid in filter(str.isdigit, os.listdir('/proc')):
         try:
