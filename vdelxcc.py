@@ -274,12 +274,27 @@ def parse_arguments(arguments):
     return options
 
 
+def say(text):
+    """Write to stdout at once. Raises Failure: print() alone would fail when Python ends."""
+    try:
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        print(text, end='', flush=True)
+    except OSError as error:
+        try:
+            if sys.stdout:
+                sys.stdout.close()          # forgets what it could not write
+        except OSError:
+            pass
+        raise failure('vdelxcc: standard output', error.errno)
+
+
 def main(arguments):
     """Check, connect, make the TAP, hand it over; return the exit status."""
     try:
         options = parse_arguments(arguments)
         if 'help' in options or 'version' in options:
-            print(HELP if 'help' in options else 'vdelxcc %s\n' % VERSION, end='')
+            say(HELP if 'help' in options else 'vdelxcc %s\n' % VERSION)
             return 0
         if len(os.fsencode(options['vnl'])) > VNL_MAX:
             raise Failure('vdelxcc: the VNL is longer than %d bytes' % VNL_MAX)
@@ -288,7 +303,7 @@ def main(arguments):
         tap, name = make_tap(names)
         hand_over(daemon, tap, options['vnl'], options['timeout'])
         if 'verbose' in options:
-            print(name)
+            say(name + '\n')
         return 0
     except (Failure, OSError) as error:
         line = error if isinstance(error, Failure) else 'vdelxcc: %s' % error

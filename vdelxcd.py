@@ -1820,13 +1820,28 @@ def run(options):
                 remove_own(path, identity)
 
 
+def say(text):
+    """Write to stdout at once. Raises Failure: print() alone would fail when Python ends."""
+    try:
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        print(text, end='', flush=True)
+    except OSError as error:
+        try:
+            if sys.stdout:
+                sys.stdout.close()          # forgets what it could not write
+        except OSError:
+            pass
+        raise Failure(error.errno, 'standard output: ' + why(error))
+
+
 def main(arguments):
     """Parse the command line and run; return the exit status."""
     try:
         log.open_stderr()
         options = parse_arguments(arguments)
         if 'help' in options or 'version' in options:
-            print(HELP if 'help' in options else 'vdelxcd %s\n' % VERSION, end='')
+            say(HELP if 'help' in options else 'vdelxcd %s\n' % VERSION)
             return 0
         log.verbose = 'verbose' in options
         run(options)
