@@ -160,6 +160,7 @@ class Log:
     def __init__(self):
         self.verbose = False
         self.write = None           # sends bytes to stderr
+        self.close_stderr = lambda: None
         self.syslog = None          # the socket to LOG_SOCKET
 
     def open_stderr(self):
@@ -168,15 +169,20 @@ class Log:
             if stat.S_ISSOCK(os.fstat(2).st_mode):
                 copy = socket.socket(fileno=os.dup(2))
                 self.write = lambda line: copy.send(line, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                self.close_stderr = copy.close
             else:
+                if fcntl.fcntl(2, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+                    raise OSError(errno.EBADF, os.strerror(errno.EBADF))
                 copy = os.open('/proc/self/fd/2', os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK
                                | os.O_NOCTTY | os.O_CLOEXEC)
                 self.write = lambda line: os.write(copy, line)
+                self.close_stderr = lambda: os.close(copy)
         except OSError:
             self.write = lambda line: os.write(2, line)
 
     def open_syslog(self):
-        """Send lines to syslog from now on."""
+        """Send lines to syslog from now on; who waits for the end of our stderr has it."""
+        self.close_stderr()
         self.syslog = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.syslog.setblocking(False)
 
@@ -1709,6 +1715,14 @@ def detach():
     return ready
 
 
+def open_standard_streams():
+    """Take 0, 1 and 2 where they are closed; else what is opened next would pass for stderr."""
+    fd = os.open(os.devnull, os.O_RDWR)
+    while fd <= 2:
+        fd = os.dup(fd)
+    os.close(fd)
+
+
 def leave_terminal():
     """Put /dev/null in the place of the standard streams."""
     null = os.open(os.devnull, os.O_RDWR)
@@ -1838,6 +1852,7 @@ def say(text):
 def main(arguments):
     """Parse the command line and run; return the exit status."""
     try:
+        open_standard_streams()
         log.open_stderr()
         options = parse_arguments(arguments)
         if 'help' in options or 'version' in options:
