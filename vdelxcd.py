@@ -57,8 +57,7 @@ network and, without -f, the only one. Without VNL and -f every network is allow
   -h, --help            print this text and exit
       --version         print the version and exit
 
-SIGHUP reads FILE again. Interfaces outlive the daemon; see vdelxcd(1) and vnl(7).
-"""
+SIGHUP reads FILE again. Interfaces outlive the daemon; see vdelxcd(1) and vnl(7)."""
 
 
 # ==================================================================================================
@@ -1691,8 +1690,8 @@ def identity_of(path):
 def detach():
     """Go on in a daemon process; return the descriptor on which it reports.
 
-    The calling process waits for the report and exits: 0 on the byte '+', else 1 with the text.
-    Raises Failure.
+    The calling process waits for the report and exits with 0 on the byte '+'; any other report is
+    an error, raised there as a Failure.
     """
     try:
         report, ready = os.pipe2(os.O_CLOEXEC)
@@ -1704,14 +1703,18 @@ def detach():
         text = b''
         for part in iter(lambda: os.read(report, 4096), b''):
             text += part
-        if text != b'+':
-            os.write(2, text or b'vdelxcd: the daemon ended before it was ready\n')
-        os._exit(0 if text == b'+' else 1)
-    os.close(report)
-    os.setsid()
-    if os.fork():                           # not a session leader: no terminal will ever be ours
-        os._exit(0)
-    os.chdir('/')
+        if text == b'+':
+            os._exit(0)
+        raise Failure(errno.EIO, os.fsdecode(text) or 'the daemon ended before it was ready')
+    try:
+        os.close(report)
+        os.setsid()
+        if os.fork():                       # not a session leader: no terminal will ever be ours
+            os._exit(0)
+        os.chdir('/')
+    except OSError as error:
+        os.write(ready, os.fsencode('detaching: ' + why(error)))
+        os._exit(1)
     return ready
 
 
@@ -1807,8 +1810,7 @@ def run(options):
     owner, ready = os.getpid(), None
     try:
         if 'daemon' in options:
-            owner = None                    # the first process exits inside detach()
-            ready = detach()
+            ready = detach()                # the first process leaves in here
             owner = os.getpid()
         name_process('vdelxcd')
         if 'pidfile' in options:
@@ -1822,11 +1824,10 @@ def run(options):
             os.close(ready)
             ready = None
         server.serve()
-    except Failure as error:
+    except (Failure, OSError) as error:
         if ready is None:
             raise
-        os.write(ready, b''.join(b'vdelxcd: %s\n' % os.fsencode(line)
-                                 for line in str(error).split('\n')))
+        os.write(ready, os.fsencode(why(error)))
         raise SystemExit(1)
     finally:
         if os.getpid() == owner:
@@ -1835,18 +1836,18 @@ def run(options):
 
 
 def say(text):
-    """Write to stdout at once. Raises Failure: print() alone would fail when Python ends."""
+    """Write a line to stdout at once. Raises Failure: print() alone would fail when Python ends."""
     try:
         if sys.stdout is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        print(text, end='', flush=True)
+        print(text, flush=True)
     except OSError as error:
         try:
             if sys.stdout:
                 sys.stdout.close()          # forgets what it could not write
         except OSError:
             pass
-        raise Failure(error.errno, 'standard output: ' + why(error))
+        raise Failure(error.errno, 'output: ' + why(error))
 
 
 def main(arguments):
@@ -1856,7 +1857,7 @@ def main(arguments):
         log.open_stderr()
         options = parse_arguments(arguments)
         if 'help' in options or 'version' in options:
-            say(HELP if 'help' in options else 'vdelxcd %s\n' % VERSION)
+            say(HELP if 'help' in options else 'vdelxcd ' + VERSION)
             return 0
         log.verbose = 'verbose' in options
         run(options)
@@ -1865,7 +1866,9 @@ def main(arguments):
         for line in (str(error) if isinstance(error, Failure) else why(error)).split('\n'):
             log.line(LOG_ERR, 'vdelxcd: ' + line)
         if isinstance(error, Usage):
-            log.write(USAGE.encode() + b'\n')
+            log.line(LOG_ERR, USAGE)
+        return 1
+    except KeyboardInterrupt:
         return 1
 
 
