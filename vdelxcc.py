@@ -46,8 +46,7 @@ Make an Ethernet interface on the VDE network VNL (the daemon's default network 
   -h, --help            print this text and exit
       --version         print the version and exit
 
-VNLs: vxvde:// vxvde://239.1.2.3/vni=7 vde:///run/switch ...; see vnl(7).
-""" % (SEARCH_PATH, SOCKET_NAME, INTERFACE, TIMEOUT)
+VNLs: vxvde:// vxvde://239.1.2.3/vni=7 vde:///run/switch ...; see vnl(7).""" % (SEARCH_PATH, SOCKET_NAME, INTERFACE, TIMEOUT)
 
 
 # ==================================================================================================
@@ -222,9 +221,12 @@ def hand_over(daemon, tap, vnl, timeout):
     request = os.fsencode(vnl) + b'\0'
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack('i', tap))]
     deadline = time.monotonic() + timeout
-    reply, chunk = b'', b'?'
+    reply, chunk, sent = b'', b'?', True
     try:
-        daemon.sendmsg([request], rights, socket.MSG_NOSIGNAL)
+        try:
+            daemon.sendmsg([request], rights, socket.MSG_NOSIGNAL)
+        except BrokenPipeError:
+            sent = False                    # a daemon short of processes answers before it reads
         while chunk and b'\0' not in reply and len(reply) < REPLY_MAX:
             if time.monotonic() > deadline:
                 raise BlockingIOError
@@ -235,7 +237,7 @@ def hand_over(daemon, tap, vnl, timeout):
     except OSError as error:
         raise failure('vdelxcd', error.errno, 'the daemon hung up before it answered')
     number = reply.split(b'\0')[0]
-    if not reply:
+    if not reply or (not sent and number.strip(b'0') == b''):
         raise failure('vdelxcd', errno.ECONNRESET, 'the daemon hung up before it answered')
     if not number.isdigit() or len(number) > 9:
         raise failure('vdelxcd', errno.EPROTO, 'not an answer: %s' % ascii(reply[:40])[1:])
@@ -274,19 +276,22 @@ def parse_arguments(arguments):
     return options
 
 
-def say(text):
-    """Write to stdout at once. Raises Failure: print() alone would fail when Python ends."""
+def say(text, stream):
+    """Write a line to sys.stdout or sys.stderr at once; print() alone would fail when Python ends.
+
+    Raises Failure.
+    """
     try:
-        if sys.stdout is None:
+        if stream is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        print(text, end='', flush=True)
+        print(text, file=stream, flush=True)
     except OSError as error:
         try:
-            if sys.stdout:
-                sys.stdout.close()          # forgets what it could not write
+            if stream:
+                stream.close()              # forgets what it could not write
         except OSError:
             pass
-        raise failure('vdelxcc: standard output', error.errno)
+        raise failure('vdelxcc: output', error.errno)
 
 
 def main(arguments):
@@ -294,7 +299,7 @@ def main(arguments):
     try:
         options = parse_arguments(arguments)
         if 'help' in options or 'version' in options:
-            say(HELP if 'help' in options else 'vdelxcc %s\n' % VERSION)
+            say(HELP if 'help' in options else 'vdelxcc ' + VERSION, sys.stdout)
             return 0
         if len(os.fsencode(options['vnl'])) > VNL_MAX:
             raise Failure('vdelxcc: the VNL is longer than %d bytes' % VNL_MAX)
@@ -303,13 +308,15 @@ def main(arguments):
         tap, name = make_tap(names)
         hand_over(daemon, tap, options['vnl'], options['timeout'])
         if 'verbose' in options:
-            say(name + '\n')
+            say(name, sys.stdout)
         return 0
     except (Failure, OSError) as error:
         line = error if isinstance(error, Failure) else 'vdelxcc: %s' % error
-        print(one_line(str(line)), file=sys.stderr)
-        if isinstance(error, Usage):
-            print(USAGE, file=sys.stderr)
+        text = one_line(str(line)) + ('\n' + USAGE if isinstance(error, Usage) else '')
+        try:
+            say(text, sys.stderr)
+        except Failure:
+            pass
         return 1
     except KeyboardInterrupt:
         return 1
