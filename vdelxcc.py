@@ -46,7 +46,8 @@ Make an Ethernet interface on the VDE network VNL (the daemon's default network 
   -h, --help            print this text and exit
       --version         print the version and exit
 
-VNLs: vxvde:// vxvde://239.1.2.3/vni=7 vde:///run/switch ...; see vnl(7).""" % (SEARCH_PATH, SOCKET_NAME, INTERFACE, TIMEOUT)
+VNLs: vxvde:// vxvde://239.1.2.3/vni=7 vde:///run/switch ...; see vnl(7).
+""" % (SEARCH_PATH, SOCKET_NAME, INTERFACE, TIMEOUT)
 
 
 # ==================================================================================================
@@ -277,14 +278,14 @@ def parse_arguments(arguments):
 
 
 def say(text, stream):
-    """Write a line to sys.stdout or sys.stderr at once; print() alone would fail when Python ends.
+    """Write to sys.stdout or sys.stderr at once; print() alone would fail when Python ends.
 
     Raises Failure.
     """
     try:
         if stream is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        print(text, file=stream, flush=True)
+        print(text, end='', file=stream, flush=True)
     except OSError as error:
         try:
             if stream:
@@ -299,7 +300,7 @@ def main(arguments):
     try:
         options = parse_arguments(arguments)
         if 'help' in options or 'version' in options:
-            say(HELP if 'help' in options else 'vdelxcc ' + VERSION, sys.stdout)
+            say(HELP if 'help' in options else 'vdelxcc %s\n' % VERSION, sys.stdout)
             return 0
         if len(os.fsencode(options['vnl'])) > VNL_MAX:
             raise Failure('vdelxcc: the VNL is longer than %d bytes' % VNL_MAX)
@@ -308,11 +309,11 @@ def main(arguments):
         tap, name = make_tap(names)
         hand_over(daemon, tap, options['vnl'], options['timeout'])
         if 'verbose' in options:
-            say(name, sys.stdout)
+            say(name + '\n', sys.stdout)
         return 0
     except (Failure, OSError) as error:
         line = error if isinstance(error, Failure) else 'vdelxcc: %s' % error
-        text = one_line(str(line)) + ('\n' + USAGE if isinstance(error, Usage) else '')
+        text = one_line(str(line)) + '\n' + (USAGE + '\n' if isinstance(error, Usage) else '')
         try:
             say(text, sys.stderr)
         except Failure:

@@ -57,7 +57,8 @@ network and, without -f, the only one. Without VNL and -f every network is allow
   -h, --help            print this text and exit
       --version         print the version and exit
 
-SIGHUP reads FILE again. Interfaces outlive the daemon; see vdelxcd(1) and vnl(7)."""
+SIGHUP reads FILE again. Interfaces outlive the daemon; see vdelxcd(1) and vnl(7).
+"""
 
 
 # ==================================================================================================
@@ -1836,11 +1837,11 @@ def run(options):
 
 
 def say(text):
-    """Write a line to stdout at once. Raises Failure: print() alone would fail when Python ends."""
+    """Write to stdout at once. Raises Failure: print() alone would fail when Python ends."""
     try:
         if sys.stdout is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        print(text, flush=True)
+        print(text, end='', flush=True)
     except OSError as error:
         try:
             if sys.stdout:
@@ -1857,7 +1858,7 @@ def main(arguments):
         log.open_stderr()
         options = parse_arguments(arguments)
         if 'help' in options or 'version' in options:
-            say(HELP if 'help' in options else 'vdelxcd ' + VERSION)
+            say(HELP if 'help' in options else 'vdelxcd %s\n' % VERSION)
             return 0
         log.verbose = 'verbose' in options
         run(options)
