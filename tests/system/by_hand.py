@@ -149,11 +149,12 @@ def descriptors(path):
 def vnls(path):
     """The answer to each request, sent with a good TAP; stdin has a JSON list of latin-1 texts."""
     answers = []
-    for request in json.load(sys.stdin):
-        fd = tun('odd0', TAP | NO_PI)
+    for index, request in enumerate(json.load(sys.stdin)):
+        fd = tun('odd%d' % index, TAP | NO_PI)
         answers.append(ask(path, request.encode('latin-1'), [fd]))
-        subprocess.check_call(['ip', 'link', 'del', 'odd0'])
         os.close(fd)
+        if answers[-1] == '0\0':
+            subprocess.check_call(['ip', 'link', 'del', 'odd%d' % index])
     return answers
 
 
