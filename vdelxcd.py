@@ -1421,6 +1421,9 @@ def name_process(name):
 # Server
 # ==================================================================================================
 
+SERVER_SIGNALS = signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP
+
+
 class Server:
     """Accepts connections and gives each a session process."""
 
@@ -1430,9 +1433,10 @@ class Server:
         self.paused_until = None            # accepting is paused
         self.poller = select.epoll()
         self.signals = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        for number in signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP:
+        for number in SERVER_SIGNALS:
             signal.signal(number, lambda *_: None)      # the number arrives in the pipe
         signal.set_wakeup_fd(self.signals[1])
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SERVER_SIGNALS)
         self.poller.register(self.signals[0], select.EPOLLIN)
         self.poller.register(listener.fileno(), select.EPOLLIN)
 
@@ -1700,6 +1704,7 @@ def detach():
     except OSError as error:
         raise Failure(error.errno, 'detaching: ' + why(error))
     if child:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SERVER_SIGNALS)
         os.close(ready)
         text = b''
         for part in iter(lambda: os.read(report, 4096), b''):
@@ -1806,6 +1811,8 @@ def load_rules_again(options, old):
 def run(options):
     """Rules, socket, detach, pidfile, ready, serve, clean up. Raises Failure."""
     rules = load_rules(options)
+    # From now on there is something to remove: signals wait until the server handles them.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SERVER_SIGNALS)
     listener = open_listener(options['socket'], options.get('mode'))
     remove = [(options['socket'], identity_of(options['socket']))]
     owner, ready = os.getpid(), None

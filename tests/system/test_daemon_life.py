@@ -443,6 +443,18 @@ def test_control_c_on_the_terminal_ends_the_daemon_alone(host, new_container, ne
     assert 'Traceback' not in daemon.log()
 
 
+def test_a_daemon_stopped_as_soon_as_it_listens_removes_its_files(host, new_daemon):
+    for _ in range(5):
+        daemon = new_daemon(host, start=False)
+        daemon.argv[2:2] = ['-p', daemon.directory + '/pid']
+        with open(daemon.logfile, 'ab') as log:
+            daemon.process = host.popen(*daemon.argv, stderr=log)
+        while not os.path.exists(daemon.socket):        # no pause: the first moment counts
+            assert daemon.process.poll() is None
+        assert daemon.stop() == 0
+        assert os.listdir(daemon.directory) == ['log'] and daemon.log() == ''
+
+
 def test_a_killed_session_takes_just_its_interface(pair):
     daemon, a, b = pair
     connected(daemon, a, b)
