@@ -42,6 +42,7 @@ MACS_MAX = 4096             # entries of a MAC table
 HAND_OVER_TIME = 5.0        # seconds a client has to hand over its TAP
 HAND_OVERS_MAX = 64         # unfinished hand-overs; one more and the oldest goes
 PAUSE = 0.2                 # seconds without accept() when processes or descriptors run out
+START_TIME = 2.0            # seconds to wait for other daemons that start in the same directory
 NESTING_MAX = 32            # levels of a nested VNL
 
 USAGE = 'Usage: vdelxcd [OPTION]... SOCKET [VNL]'
@@ -1600,7 +1601,9 @@ def open_listener(path, mode):
     if len(os.fsencode(path)) > SUN_PATH_MAX:
         raise Failure(errno.ENAMETOOLONG, '%s: longer than %d bytes' % (doing, SUN_PATH_MAX))
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    starting = None
     try:
+        starting = wait_for_others(os.path.dirname(path))
         if os.path.lexists(path):
             if not stat.S_ISSOCK(os.lstat(path).st_mode):
                 raise Failure(errno.EEXIST, doing + ': exists and is not a socket; left alone')
@@ -1621,7 +1624,29 @@ def open_listener(path, mode):
     except Failure:
         listener.close()
         raise
+    finally:
+        if starting is not None:
+            os.close(starting)
     return listener
+
+
+def wait_for_others(directory):
+    """Let daemons that start in this directory do so one by one, until the descriptor is closed.
+
+    Otherwise two of them could find the same stale socket, and one remove the other's new one. Who
+    shares the directory can hold the lock: nobody waits longer than START_TIME. Raises OSError.
+    """
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    deadline = time.monotonic() + START_TIME
+    while time.monotonic() < deadline:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            time.sleep(0.01)
+        except OSError:                     # a file system without locks
+            break
+    return fd
 
 
 def somebody_listens(path):
