@@ -43,6 +43,7 @@ MACS_MAX = 4096             # entries of a MAC table
 HAND_OVER_TIME = 5.0        # seconds a client has to hand over its TAP
 HAND_OVERS_MAX = 64         # unfinished hand-overs; one more and the oldest goes
 PAUSE = 0.2                 # seconds without accept() when processes or descriptors run out
+START_TIME = 2.0            # seconds to wait for other daemons that start in the same directory
 NESTING_MAX = 32            # levels of a nested VNL
 FIRST_WAIT, LONGEST_WAIT = 0.25, 4.0    # seconds until a lost network is tried again
 START_DIRECTORY = os.getcwd()   # relative paths in VNLs start here
@@ -200,6 +201,7 @@ class Log:
     def __init__(self):
         self.verbose = False
         self.write = None           # sends bytes to stderr
+        self.close_stderr = lambda: None
         self.syslog = None          # the socket to LOG_SOCKET
 
     def open_stderr(self):
@@ -208,15 +210,20 @@ class Log:
             if stat.S_ISSOCK(os.fstat(2).st_mode):
                 copy = socket.socket(fileno=os.dup(2))
                 self.write = lambda line: copy.send(line, MSG_DONTWAIT | MSG_NOSIGNAL)
+                self.close_stderr = copy.close
             else:
+                if fcntl.fcntl(2, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+                    raise OSError(errno.EBADF, os.strerror(errno.EBADF))
                 copy = os.open('/proc/self/fd/2', os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK
                                | os.O_NOCTTY | os.O_CLOEXEC)
                 self.write = lambda line: os.write(copy, line)
+                self.close_stderr = lambda: os.close(copy)
         except OSError:
             self.write = lambda line: os.write(2, line)
 
     def open_syslog(self):
-        """Send lines to syslog from now on."""
+        """Send lines to syslog from now on; who waits for the end of our stderr has it."""
+        self.close_stderr()
         self.syslog = socket.socket(AF_UNIX, SOCK_DGRAM)
         self.syslog.setblocking(False)
 
@@ -2910,6 +2917,7 @@ class Server:
         for number in SIGNALS:
             signal.signal(number, self.on_signal)
         signal.set_wakeup_fd(self.signals[1])
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         self.poller.register(self.signals[0], select.EPOLLIN)
         self.poller.register(listener.fileno(), select.EPOLLIN)
 
@@ -3078,7 +3086,9 @@ def open_listener(path, mode):
     if len(os.fsencode(path)) > SUN_PATH_MAX:
         raise Failure(errno.ENAMETOOLONG, '%s: longer than %d bytes' % (doing, SUN_PATH_MAX))
     listener = socket.socket(AF_UNIX, SOCK_STREAM)
+    starting = None
     try:
+        starting = wait_for_others(os.path.dirname(path))
         try:
             free = remove_stale(path, SOCK_STREAM)
         except FileExistsError:
@@ -3099,7 +3109,29 @@ def open_listener(path, mode):
     except Failure:
         listener.close()
         raise
+    finally:
+        if starting is not None:
+            os.close(starting)
     return listener
+
+
+def wait_for_others(directory):
+    """Let daemons that start in this directory do so one by one, until the descriptor is closed.
+
+    Otherwise two of them could find the same stale socket, and one remove the other's new one. Who
+    shares the directory can hold the lock: nobody waits longer than START_TIME. Raises OSError.
+    """
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    deadline = time.monotonic() + START_TIME
+    while time.monotonic() < deadline:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            time.sleep(0.01)
+        except OSError:                     # a file system without locks
+            break
+    return fd
 
 
 def write_pidfile(path):
@@ -3154,8 +3186,8 @@ def remove_own(path, identity):
 def detach():
     """Go on in a daemon process; return the descriptor on which it reports.
 
-    The calling process waits for the report and exits: 0 on the byte '+', else 1 with the text.
-    Raises Failure.
+    The calling process waits for the report and exits with 0 on the byte '+'; any other report is
+    an error, raised there as a Failure.
     """
     try:
         report, ready = os.pipe2(os.O_CLOEXEC)
@@ -3163,19 +3195,32 @@ def detach():
     except OSError as error:
         raise Failure(error.errno, 'detaching: ' + why(error))
     if child:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         os.close(ready)
         text = b''
         for part in iter(lambda: os.read(report, 4096), b''):
             text += part
-        if text != b'+':
-            os.write(2, text or b'vdelxcd: the daemon ended before it was ready\n')
-        os._exit(0 if text == b'+' else 1)
-    os.close(report)
-    os.setsid()
-    if os.fork():                           # not a session leader: no terminal will ever be ours
-        os._exit(0)
-    os.chdir('/')
+        if text == b'+':
+            os._exit(0)
+        raise Failure(errno.EIO, os.fsdecode(text) or 'the daemon ended before it was ready')
+    try:
+        os.close(report)
+        os.setsid()
+        if os.fork():                       # not a session leader: no terminal will ever be ours
+            os._exit(0)
+        os.chdir('/')
+    except OSError as error:
+        os.write(ready, os.fsencode('detaching: ' + why(error)))
+        os._exit(1)
     return ready
+
+
+def open_standard_streams():
+    """Take 0, 1 and 2 where they are closed; else what is opened next would pass for stderr."""
+    fd = os.open(os.devnull, os.O_RDWR)
+    while fd <= 2:
+        fd = os.dup(fd)
+    os.close(fd)
 
 
 def leave_terminal():
@@ -3301,13 +3346,14 @@ def load_rules_again(options, old):
 def run(options):
     """Rules, socket, detach, pidfile, ready, serve, clean up. Raises Failure."""
     rules = load_rules(options)
+    # From now on there is something to remove: signals wait until the server handles them.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     listener = open_listener(options['socket'], options.get('mode'))
     remove = [(options['socket'], identity_of(options['socket']))]
     owner, ready = os.getpid(), None
     try:
         if 'daemon' in options:
-            owner = None                    # the first process exits inside detach()
-            ready = detach()
+            ready = detach()                # the first process leaves in here
             owner = os.getpid()
         name_process('vdelxcd')
         if 'pidfile' in options:
@@ -3321,11 +3367,10 @@ def run(options):
             os.close(ready)
             ready = None
         server.serve()
-    except Failure as error:
+    except (Failure, OSError) as error:
         if ready is None:
             raise
-        os.write(ready, b''.join(b'vdelxcd: %s\n' % os.fsencode(line)
-                                 for line in str(error).split('\n')))
+        os.write(ready, os.fsencode(why(error)))
         raise SystemExit(1)
     finally:
         if os.getpid() == owner:
@@ -3333,13 +3378,29 @@ def run(options):
                 remove_own(path, identity)
 
 
+def say(text):
+    """Write to stdout at once. Raises Failure: print() alone would fail when Python ends."""
+    try:
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        print(text, end='', flush=True)
+    except OSError as error:
+        try:
+            if sys.stdout:
+                sys.stdout.close()          # forgets what it could not write
+        except OSError:
+            pass
+        raise Failure(error.errno, 'output: ' + why(error))
+
+
 def main(arguments):
     """Parse the command line and run; return the exit status."""
     try:
+        open_standard_streams()
         log.open_stderr()
         options = parse_arguments(arguments)
         if 'help' in options or 'version' in options:
-            print(HELP if 'help' in options else 'vdelxcd %s\n' % VERSION, end='')
+            say(HELP if 'help' in options else 'vdelxcd %s\n' % VERSION)
             return 0
         log.verbose = 'verbose' in options
         run(options)
@@ -3348,7 +3409,9 @@ def main(arguments):
         for line in (str(error) if isinstance(error, Failure) else why(error)).split('\n'):
             log.line(LOG_ERR, 'vdelxcd: ' + line)
         if isinstance(error, Usage):
-            log.write(USAGE.encode() + b'\n')
+            log.line(LOG_ERR, USAGE)
+        return 1
+    except KeyboardInterrupt:
         return 1
 
 

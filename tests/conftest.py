@@ -31,7 +31,7 @@ PACKAGES = {
     'ip': 'iproute2', 'ping': 'iputils-ping', 'tcpdump': 'tcpdump', 'iperf3': 'iperf3',
     'vde_plug': 'vdeplug', 'vde_switch': 'vde-switch', 'mandoc': 'mandoc',
     'lxc-create': 'lxc', 'busybox': 'busybox-static', 'unshare': 'util-linux',
-    'nsenter': 'util-linux', 'ethtool': 'ethtool',
+    'nsenter': 'util-linux', 'setpriv': 'util-linux', 'ethtool': 'ethtool',
 }
 
 
