@@ -32,7 +32,7 @@ demo: ## two containers, one daemon, a ping; as root or not, and nothing is left
 	@sh tests/demo.sh
 
 
-# ---- tests ----------------------------------------------------------------------------------------
+# ---- tests ---------------------------------------------------------------------------------------
 
 # In a user namespace we are root enough for most tests, whoever we are.
 AS_ROOT = $(shell test "$$(id -u)" = 0 || ! unshare --map-root-user --mount true 2> /dev/null || \
@@ -62,7 +62,7 @@ $(VENV)/made: tests/requirements.txt
 	@PYTHON='$(PYTHON)' sh tests/venv.sh $(VENV)
 
 
-# ---- installing -----------------------------------------------------------------------------------
+# ---- installing ----------------------------------------------------------------------------------
 
 install: ## copy programs and manual pages to PREFIX
 	install -d '$(DESTDIR)$(BINDIR)' '$(DESTDIR)$(MANDIR)/man1' '$(DESTDIR)$(MANDIR)/man7'

@@ -63,7 +63,7 @@ def require_namespaces():
         pytest.skip('/dev/net/tun cannot be opened here: %s' % error)
 
 
-# ---- which tests, and what was left out -----------------------------------------------------------
+# ---- which tests, and what was left out ----------------------------------------------------------
 
 def pytest_configure(config):
     """The core is what runs under every interpreter: make test-pythons."""

@@ -47,6 +47,14 @@ def need_root():
         pytest.skip('needs root with CAP_SETUID and CAP_MKNOD, and a python3 for everybody')
 
 
+def no_source(directory, names):
+    """Those of the names in a directory that are made, or neither files nor directories."""
+    made = shutil.ignore_patterns('.git', '.venv*', '__pycache__', '.pytest_cache', '*.pyz')
+    modes = {name: os.lstat(os.path.join(directory, name)).st_mode for name in names}
+    return set(made(directory, names)) | {
+        name for name, mode in modes.items() if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)}
+
+
 @pytest.fixture
 def tree():
     """A copy of the project that everybody can read and write, and nothing else in it."""
@@ -54,8 +62,7 @@ def tree():
     with tempfile.TemporaryDirectory(prefix='vdelxc-') as directory:
         os.chmod(directory, 0o755)
         copy = os.path.join(directory, 'vdelxc')
-        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(
-            '.git', '.venv*', '__pycache__', '.pytest_cache', '*.pyz'))
+        shutil.copytree(ROOT, copy, ignore=no_source)
         for path, _, files in os.walk(copy):
             os.chmod(path, 0o777)
             for name in files:
@@ -91,7 +98,7 @@ def files_in(directory):
     return found
 
 
-# ---- help -----------------------------------------------------------------------------------------
+# ---- help ----------------------------------------------------------------------------------------
 
 def test_make_alone_lists_every_target():
     require('make')
@@ -101,71 +108,84 @@ def test_make_alone_lists_every_target():
     assert {'demo', 'test', 'test-tools', 'test-pythons', 'install', 'zipapp'} <= set(listed)
 
 
-# ---- demo -----------------------------------------------------------------------------------------
+# ---- demo ----------------------------------------------------------------------------------------
 
-def interfaces():
-    with open('/proc/net/dev') as file:
-        return sorted(line.split(':')[0].strip() for line in file if ':' in line)
+def traces():
+    """Of the names that the demo uses in its own namespaces, those that the machine has."""
+    names = ['/run/vde', '/run/vdelxcd.pid', '/run/netns/a', '/run/netns/b', '/sys/class/net/vde0']
+    return [name for name in names if os.path.exists(name)]
 
 
-def check_story(done):
+@pytest.fixture
+def python(tree):
+    """A name of the interpreter that only one demo uses; whoever still runs under it is ended."""
+    link = os.path.join(tree, 'python3')
+    os.symlink(PYTHON, link)
+    yield link
+    for pid in processes(link):
+        os.kill(pid, signal.SIGKILL)
+
+
+def check_story(done, python):
     """The demo ran to its end and showed three pings without loss."""
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ''
     assert done.stdout.count(' 3 received, 0% packet loss') == 3, done.stdout
-    for command in ('(host)$ %s vdelxcd.py -d ' % PYTHON, '(a)$ %s vdelxcc.py ' % PYTHON,
-                    '(b)$ %s vdelxcc.py ' % PYTHON, '(a)$ ping ', '(b)$ ping '):
+    for command in ('(host)$ %s vdelxcd.py -d ' % python, '(a)$ %s vdelxcc.py ' % python,
+                    '(b)$ %s vdelxcc.py ' % python, '(a)$ ping ', '(b)$ ping '):
         assert command in done.stdout
 
 
-def test_demo_passes_and_leaves_nothing_behind(tree):
+def test_demo_passes_and_leaves_nothing_behind(tree, python):
     require_namespaces()
-    before = files_in(tree), interfaces(), set(os.listdir('/run'))
-    check_story(run('make', 'demo', cwd=tree, VDELXC_PYTHON=PYTHON))
-    wait_until(lambda: not processes('/run/vde/vdelxcs'), what='no process of the demo is left')
-    assert (files_in(tree), interfaces(), set(os.listdir('/run'))) == before
+    before = files_in(tree), traces()
+    check_story(run('make', 'demo', cwd=tree, VDELXC_PYTHON=python), python)
+    wait_until(lambda: not processes(python), what='no process of the demo is left')
+    assert (files_in(tree), traces()) == before
 
 
-def test_demo_passes_for_an_unprivileged_user(tree):
+def test_demo_passes_for_an_unprivileged_user(tree, python):
     require_namespaces()
     need_root()
-    check_story(run(*(OPEN_TUN + NOBODY + ['make', 'demo']), cwd=tree, VDELXC_PYTHON=PYTHON))
+    check_story(run(*(OPEN_TUN + NOBODY + ['make', 'demo']), cwd=tree, VDELXC_PYTHON=python),
+                python)
+    wait_until(lambda: not processes(python), what='no process of the demo is left')
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_demo_leaves_nothing_behind(tree, number):
+def test_an_interrupted_demo_leaves_nothing_behind(tree, python, number):
     require_namespaces()
     # A client that never comes back: the daemon runs by then, in the middle of the story.
     write('import time\nprint("here I stay", flush=True)\nwhile True: time.sleep(9)\n',
           tree, 'vdelxcc.py')
     demo = subprocess.Popen(['sh', 'tests/demo.sh'], cwd=tree, stdin=subprocess.DEVNULL,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            universal_newlines=True)
+                            universal_newlines=True, env=dict(os.environ, VDELXC_PYTHON=python))
     for line in demo.stdout:
         if line == 'here I stay\n':
             break
-    assert processes('/run/vde/vdelxcs')
+    assert len(processes(python)) >= 2          # daemon and client
     demo.send_signal(number)
     _, errors = demo.communicate(timeout=10)    # the end of stdout: nobody of the demo holds it
     assert (demo.returncode, errors) == (1, 'demo: interrupted\n')
-    wait_until(lambda: not processes('/run/vde/vdelxcs'), what='no process of the demo is left')
+    wait_until(lambda: not processes(python), what='no process of the demo is left')
 
 
-def test_demo_names_the_step_that_fails(tree):
+def test_demo_names_the_step_that_fails(tree, python):
     require_namespaces()
     write('import sys\nsys.exit("no network today")\n', tree, 'vdelxcc.py')
-    done = run('make', 'demo', cwd=tree, VDELXC_PYTHON=PYTHON)
+    done = run('make', 'demo', cwd=tree, VDELXC_PYTHON=python)
     assert done.returncode != 0
     assert 'no network today\n' in done.stderr
-    assert 'demo: failed with exit status 1: (a)$ %s vdelxcc.py' % PYTHON in done.stderr
+    assert 'demo: failed with exit status 1: (a)$ %s vdelxcc.py' % python in done.stderr
     assert 'It works' not in done.stdout
 
 
-def test_demo_fails_when_the_containers_do_not_reach_each_other(tree):
+def test_demo_fails_when_the_containers_do_not_reach_each_other(tree, python):
     require_namespaces()
     story = read(tree, 'tests', 'demo.sh')      # every container on a network of its own:
     write(story.replace('vxvde://', 'null://').replace('-w 10', '-w 1'), tree, 'tests', 'demo.sh')
-    done = run('make', 'demo', cwd=tree, VDELXC_PYTHON=PYTHON)
+    done = run('make', 'demo', cwd=tree, VDELXC_PYTHON=python)
     assert done.returncode != 0
     assert 'demo: failed with exit status 1: (a)$ ping' in done.stderr
 
@@ -183,7 +203,7 @@ def test_demo_says_what_to_do_without_the_tun_device(tree, setup, user, advice):
     assert len(reasons) == 1 and '/dev/net/tun' in reasons[0] and advice in reasons[0]
 
 
-# ---- the tests' own commands ----------------------------------------------------------------------
+# ---- the tests' own commands ---------------------------------------------------------------------
 
 PROBE = '''
 import os
@@ -329,10 +349,11 @@ def test_the_scripts_run_under_the_interpreter_itself():
     assert not good and 'failed under: %s\n' % version in errors
 
 
-# ---- installing -----------------------------------------------------------------------------------
+# ---- installing ----------------------------------------------------------------------------------
 
 def manual_pages():
-    names = os.listdir(os.path.join(ROOT, 'man')) if os.path.isdir(os.path.join(ROOT, 'man')) else ()
+    directory = os.path.join(ROOT, 'man')
+    names = os.listdir(directory) if os.path.isdir(directory) else ()
     return ['share/man/man%s/%s' % (name[-1], name) for name in names if name[-2:] in ('.1', '.7')]
 
 
@@ -358,7 +379,7 @@ def test_install_goes_to_usr_local_when_nothing_is_said(tree, tmp_path):
     assert {'usr/local/bin/vdelxcc', 'usr/local/bin/vdelxcd'} <= set(files_in(tmp_path))
 
 
-# ---- the zipapp -----------------------------------------------------------------------------------
+# ---- the zipapp ----------------------------------------------------------------------------------
 
 @pytest.fixture
 def zipapp(tree):
@@ -400,16 +421,17 @@ def test_zipapp_is_both_programs_by_argument_and_by_name(zipapp, tmp_path):
         link, copy = tmp_path / name, tmp_path / (name + '.pyz')
         link.symlink_to(zipapp)
         shutil.copy(zipapp, str(copy))
-        for command in [PYTHON, zipapp, word], [PYTHON, str(link)], [PYTHON, str(copy)], [str(link)]:
-            done = run(*(command + ['--help']))
+        for command in ([PYTHON, zipapp, word], [PYTHON, str(link)], [PYTHON, str(copy)],
+                        [str(link)]):
+            done = run(*(command + ['--help']), cwd=tmp_path)
             assert (done.returncode, done.stdout, done.stderr) == (0, script, '')
-        done = run(PYTHON, str(link), '--no-such-option')       # status and text of the program
+        done = run(PYTHON, str(link), '--no-such-option')   # status and text of the program
         assert (done.returncode, done.stdout) == (1, '') and name in done.stderr
 
 
 @pytest.mark.parametrize('arguments', [[], ['server'], ['--help'], ['']])
 def test_zipapp_called_wrongly_says_how_in_one_line(zipapp, arguments):
-    done = run(PYTHON, zipapp, *arguments)
+    done = run(PYTHON, zipapp, *arguments, cwd=os.path.dirname(zipapp))
     assert (done.returncode, done.stdout) == (1, '')
     assert re.match(r'Usage: vdelxc\.pyz client\|daemon .*\n$', done.stderr)
 
@@ -446,7 +468,7 @@ def test_zipapp_runs_where_only_a_minimal_python_is(zipapp, tmp_path):
         assert (done.stdout.split()[:1], done.stderr) == ([program], '')
 
 
-# ---- clean ----------------------------------------------------------------------------------------
+# ---- clean ---------------------------------------------------------------------------------------
 
 def test_clean_removes_what_was_made_and_nothing_else(tree):
     before = files_in(tree)
