@@ -34,9 +34,10 @@ demo: ## two containers, one daemon, a ping; as root or not, and nothing is left
 
 # ---- tests ---------------------------------------------------------------------------------------
 
-# In a user namespace we are root enough for most tests, whoever we are.
+# In a user namespace we are root enough for most tests, whoever we are. The name stays, for it is
+# part of the name of pytest's directory, and that of the real root is taken.
 AS_ROOT = $(shell test "$$(id -u)" = 0 || ! unshare --map-root-user --mount true 2> /dev/null || \
-	echo unshare --map-root-user --mount)
+	echo unshare --map-root-user --mount env LOGNAME="$$(id -un 2> /dev/null)")
 
 test: $(VENV)/made ## all tests that this machine allows; says what was skipped and how to get it
 	@$(AS_ROOT) $(VENV)/bin/python $(PYTEST) -q tests $(ARGS)

@@ -34,7 +34,8 @@ outside() {
         unshare $users --net --mount --pid --fork true 2> /dev/null && break
     done
     trap 'kill -KILL "${!-}" 2> /dev/null; wait; fail interrupted' INT TERM HUP
-    unshare $users --net --mount --pid --fork --kill-child sh tests/demo.sh inside &
+    # setsid: an interrupt typed at the terminal is for this process alone, which then tells.
+    setsid unshare $users --net --mount --pid --fork --kill-child sh tests/demo.sh inside &
     wait $!
     exit
 }

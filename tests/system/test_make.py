@@ -211,7 +211,7 @@ import pytest
 from conftest import require
 
 
-def test_root():
+def test_root(tmp_path):
     assert os.getuid() == 0
 
 
