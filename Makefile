@@ -54,10 +54,10 @@ test-tools: ## install what the tests use (Debian, as root)
 	apt-get update -q && apt-get install -q -y --no-install-recommends $$missing
 
 test-pythons: ## the core of the tests under every interpreter from 3.6 up
-	@PYTEST='$(PYTEST)' ARGS='$(ARGS)' AS_ROOT='$(AS_ROOT)' sh tests/pythons.sh
+	@PYTEST='$(PYTEST)' AS_ROOT='$(AS_ROOT)' sh tests/pythons.sh $(ARGS)
 
 coverage: $(VENV)/made ## all tests, then which lines of the two scripts they ran
-	@PYTEST='$(PYTEST)' ARGS='$(ARGS)' AS_ROOT='$(AS_ROOT)' sh tests/coverage.sh $(VENV)
+	@PYTEST='$(PYTEST)' AS_ROOT='$(AS_ROOT)' sh tests/coverage.sh $(VENV) $(ARGS)
 
 $(VENV)/made: tests/requirements.txt
 	@PYTHON='$(PYTHON)' sh tests/venv.sh $(VENV)

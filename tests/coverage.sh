@@ -1,11 +1,12 @@
 #!/bin/sh
-# coverage.sh VENV: run the suite and report which lines of the two scripts it ran, in the tests'
+# coverage.sh VENV [ARGUMENT...]: run the suite and report which lines of the two scripts it ran, in the tests'
 # own process and in every program and session that they started. Started by "make coverage".
 #
 # A lower bound: a process that is killed, that gave up its user, or that may write no files does
 # not report its lines.
 set -u
 venv=$1
+shift
 top=$(pwd)
 work=$(mktemp -d) || exit
 trap 'rm -rf "$work"' EXIT
@@ -31,7 +32,7 @@ show_missing = true
 END
 
 VDELXC_PYTHON=$(realpath "$venv/bin")/python $AS_ROOT "$venv/bin/python" -m coverage run \
-    $PYTEST -q tests ${ARGS-}
+    $PYTEST -q tests "$@"
 status=$?
 echo
 "$venv/bin/python" -m coverage combine -q && "$venv/bin/python" -m coverage report || exit

@@ -1,9 +1,9 @@
 #!/bin/sh
 # The core of the suite under every interpreter from 3.6 up that is on PATH or in ~/.pyenv, one for
-# each minor version. Started by "make test-pythons", which gives $PYTEST, $ARGS and $AS_ROOT.
+# each minor version. Started by "make test-pythons", which gives $PYTEST and $AS_ROOT; arguments are
+# for pytest.
 set -u
 tests=$(dirname "$0")
-core="-q -m core ${ARGS-}"
 first=6 last=30             # minor versions of Python 3 to look for
 work=$(mktemp -d) || exit
 trap 'rm -rf "$work"' EXIT
@@ -72,8 +72,8 @@ while read -r minor version python; do
     [ -e ".venv-3.$minor/made" ] || continue
     echo
     echo "Python $version"
-    VDELXC_PYTHON=$python $AS_ROOT ".venv-3.$minor/bin/python" $PYTEST $core < /dev/null ||
-        failed="$failed $version"
+    VDELXC_PYTHON=$python $AS_ROOT ".venv-3.$minor/bin/python" $PYTEST -q -m core "$@" \
+        < /dev/null || failed="$failed $version"
 done < "$work/pythons"
 
 if [ -n "$failed" ]; then
