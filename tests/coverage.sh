@@ -1,6 +1,7 @@
 #!/bin/sh
-# coverage.sh VENV [ARGUMENT...]: run the suite and report which lines of the two scripts it ran, in the tests'
-# own process and in every program and session that they started. Started by "make coverage".
+# coverage.sh VENV [ARGUMENT...]: run the suite and report which lines of the two scripts it ran, in
+# the tests' own process and in every program and session that they started. Started by "make
+# coverage"; the further arguments are for pytest.
 #
 # A lower bound: a process that is killed, that gave up its user, or that may write no files does
 # not report its lines.

@@ -1,7 +1,7 @@
 #!/bin/sh
 # The core of the suite under every interpreter from 3.6 up that is on PATH or in ~/.pyenv, one for
-# each minor version. Started by "make test-pythons", which gives $PYTEST and $AS_ROOT; arguments are
-# for pytest.
+# each minor version. Started by "make test-pythons", which gives $PYTEST and $AS_ROOT; its arguments
+# are for pytest.
 set -u
 tests=$(dirname "$0")
 first=6 last=30             # minor versions of Python 3 to look for
