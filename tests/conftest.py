@@ -45,26 +45,6 @@ def missing(what, package):
     pytest.skip(text)
 
 
-def require(*tools):
-    """The test needs these programs."""
-    for tool in tools:
-        if shutil.which(tool, path=PATH) is None:
-            missing(tool, PACKAGES.get(tool, tool))
-
-
-def require_namespaces():
-    """The test needs network namespaces and /dev/net/tun."""
-    require('unshare', 'nsenter', 'ip')
-    if subprocess.call(['unshare', '--net', 'true'], stderr=subprocess.DEVNULL):
-        pytest.skip('network namespaces need root, or: unshare -rm make test')
-    try:
-        os.close(os.open('/dev/net/tun', os.O_RDWR))
-    except OSError as error:
-        pytest.skip('/dev/net/tun cannot be opened here: %s' % error)
-
-
-# ---- which tests, and what was left out ----------------------------------------------------------
-
 def pytest_configure(config):
     """The core is what runs under every interpreter: make test-pythons."""
     config.addinivalue_line('markers', 'core: part of what runs under every interpreter')
@@ -83,6 +63,24 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_sep('=', 'tools are missing')
         terminalreporter.write_line('To run the tests that need them, as root: make test-tools')
         terminalreporter.write_line('or: apt-get install ' + ' '.join(sorted(MISSING)))
+
+
+def require(*tools):
+    """The test needs these programs."""
+    for tool in tools:
+        if shutil.which(tool, path=PATH) is None:
+            missing(tool, PACKAGES.get(tool, tool))
+
+
+def require_namespaces():
+    """The test needs network namespaces and /dev/net/tun."""
+    require('unshare', 'nsenter', 'ip')
+    if subprocess.call(['unshare', '--net', 'true'], stderr=subprocess.DEVNULL):
+        pytest.skip('network namespaces need root, or: unshare -rm make test')
+    try:
+        os.close(os.open('/dev/net/tun', os.O_RDWR))
+    except OSError as error:
+        pytest.skip('/dev/net/tun cannot be opened here: %s' % error)
 
 
 # ---- waiting --------------------------------------------------------------------------------------

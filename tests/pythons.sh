@@ -1,6 +1,6 @@
 #!/bin/sh
-# The core of the suite under every interpreter from 3.6 up that is on PATH or in ~/.pyenv, one for each
-# minor version. "make test-pythons" starts it and gives $PYTEST and $AS_ROOT; its arguments
+# The core of the suite under every interpreter from 3.6 up that is on PATH or in ~/.pyenv, one for
+# each minor version. "make test-pythons" starts it and gives $PYTEST and $AS_ROOT; its arguments
 # are for pytest.
 set -u
 tests=$(dirname "$0")
