@@ -31,8 +31,9 @@ PACKAGES = {
     'ip': 'iproute2', 'ping': 'iputils-ping', 'tcpdump': 'tcpdump', 'iperf3': 'iperf3',
     'vde_plug': 'vdeplug', 'vde_switch': 'vde-switch', 'mandoc': 'mandoc',
     'lxc-create': 'lxc', 'busybox': 'busybox-static', 'unshare': 'util-linux',
-    'nsenter': 'util-linux', 'setpriv': 'util-linux', 'ethtool': 'ethtool',
+    'nsenter': 'util-linux', 'ethtool': 'ethtool', 'setpriv': 'util-linux', 'make': 'make',
 }
+MISSING = set()             # packages for want of which a test was skipped
 
 
 def missing(what, package):
@@ -40,7 +41,28 @@ def missing(what, package):
     text = '%s is missing: apt-get install %s (or: make test-tools)' % (what, package)
     if UNDER_CI:
         pytest.fail(text)
+    MISSING.add(package)
     pytest.skip(text)
+
+
+def pytest_configure(config):
+    """The core is what runs under every interpreter: make test-pythons."""
+    config.addinivalue_line('markers', 'core: part of what runs under every interpreter')
+
+
+def pytest_collection_modifyitems(items):
+    """All of unit/ and plugs/ is core; in other directories a test says it with the marker."""
+    for item in items:
+        if os.path.basename(os.path.dirname(str(item.fspath))) in ('unit', 'plugs'):
+            item.add_marker('core')
+
+
+def pytest_terminal_summary(terminalreporter):
+    """One command for everything that was skipped for want of a tool."""
+    if MISSING:
+        terminalreporter.write_sep('=', 'tools are missing')
+        terminalreporter.write_line('To run the tests that need them, as root: make test-tools')
+        terminalreporter.write_line('or: apt-get install ' + ' '.join(sorted(MISSING)))
 
 
 def require(*tools):
@@ -263,6 +285,15 @@ class Daemon:
 
     def close(self):
         """Stop the daemon and end its sessions."""
+        if 'COVERAGE_RCFILE' in os.environ:         # only who ends in order reports its lines
+            for pid in self.pids():
+                try:
+                    os.kill(pid, signal.SIGTERM)
+                except OSError:
+                    pass
+            patience = time.monotonic() + 5
+            while self.pids() and time.monotonic() < patience:
+                time.sleep(0.02)
         deadline = time.monotonic() + 10
         while self.pids() and time.monotonic() < deadline:
             for pid in self.pids():
