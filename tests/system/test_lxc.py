@@ -5,18 +5,20 @@ already, because the template mounts /lib and /usr/lib of the host.
 """
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
 
 import pytest
 
-from conftest import CLIENT, Daemon, PYTHON, require, wait_until
+from conftest import CLIENT, ROOT, Daemon, PYTHON, require, wait_until
 
 LOCKS = '/run/lxc/lock'                     # LXC never removes its lock files
-CGROUP = 'vdelxc-test'
+CGROUP = 'vdelxc-test-%d' % os.getpid()
 INTERPRETER = os.path.realpath('/usr/bin/python3')
 
-# What keeps everything in our hands, then the entries of the README.
+# What keeps everything in our hands.
 PLAIN = """
 lxc.net.0.type = empty
 lxc.apparmor.profile = unconfined
@@ -24,24 +26,30 @@ lxc.cgroup.dir.monitor = {cgroup}/{name}.monitor
 lxc.cgroup.dir.monitor.pivot = {cgroup}/{name}.pivot
 lxc.cgroup.dir.container = {cgroup}/{name}.payload
 """
-TUTORIAL = """
-lxc.mount.entry = /dev/net/tun dev/net/tun none bind,create=file
-lxc.mount.entry = {shared} vde none rw,bind,create=dir
-lxc.mount.entry = {interpreter} usr/bin/python3 none ro,bind,create=file
-lxc.cgroup2.devices.allow = c 10:200 rwm
-"""
+
+
+def tutorial(pattern):
+    """What a pattern finds in the README's section about LXC."""
+    with open(os.path.join(ROOT, 'README.md'), encoding='utf-8') as file:
+        return re.findall(pattern, file.read().split('\n## LXC\n')[1].split('\n## ')[0], re.M)
+
+
+def entries(shared):
+    """The lines of the README for the container's configuration, with the paths of here."""
+    lines = '\n'.join(tutorial(r'^lxc\..*'))
+    assert ' /tmp/vde ' in lines and ' /usr/bin/python3.11 ' in lines
+    return lines.replace('/tmp/vde', str(shared)).replace('/usr/bin/python3.11', INTERPRETER) + '\n'
 
 
 class Lxc:
     """An LXC container in a directory of its own."""
 
-    def __init__(self, directory, name, config, shared=None):
+    def __init__(self, directory, name, more=''):
         self.path, self.name = str(directory), name
         self.log = os.path.join(self.path, name + '.log')
         base = os.path.join(self.path, name + '.base')
         with open(base, 'w') as file:
-            file.write(config.format(shared=shared, interpreter=INTERPRETER, cgroup=CGROUP,
-                                     name=name))
+            file.write(PLAIN.format(cgroup=CGROUP, name=name) + more)
         self.monitor = None
         self.lxc('create', '-t', 'busybox', '-f', base)
 
@@ -118,14 +126,14 @@ def containers(tmp_path, host, closing):
     shared.mkdir()
     found = []
     try:
-        found.append(Lxc(tmp_path, 'plain', PLAIN))
+        found.append(Lxc(tmp_path, 'plain'))
         refusal = found[0].start()
         if refusal:
             pytest.skip('LXC can start no container here, not even a plain one: ' + refusal)
         for name in 'one', 'two':
-            found.append(Lxc(tmp_path, name, PLAIN + TUTORIAL, shared))
+            found.append(Lxc(tmp_path, name, entries(shared)))
             refusal = found[-1].start()
-            assert not refusal, 'a plain container starts, that of the tutorial does not: ' + refusal
+            assert not refusal, 'a plain one starts, that of the tutorial does not: ' + refusal
         yield [closing(Daemon(host, shared, '-v'))] + found[1:]
     finally:
         for each in found:
@@ -133,26 +141,29 @@ def containers(tmp_path, host, closing):
         remove_cgroups()
 
 
-def check_network(daemon, one, two):
-    """Both have a vde0: configure, ping both ways, delete."""
-    for container, address in (one, '10.0.0.1'), (two, '10.0.0.2'):
-        container.attach('ip', 'addr', 'add', address + '/24', 'dev', 'vde0')
-        container.attach('ip', 'link', 'set', 'vde0', 'up')
-    one.attach('ping', '-c', 1, '-W', 10, '10.0.0.2')
-    two.attach('ping', '-c', 1, '-W', 10, '10.0.0.1')
-    one.attach('ip', 'link', 'delete', 'vde0')
-    wait_until(lambda: 'close interface: vxvde:// (vde0' in daemon.log(),
-               what='the session ends with its interface: ' + daemon.log())
+def copy_client(container):
+    """Copy the client as the README does; its one command for it names the container bb1."""
+    command, = tutorial(r'^\(host\)\$ cat vdelxcc.py \| lxc-attach -n bb1 -- (.*)')
+    with open(CLIENT) as script:
+        container.attach(*shlex.split(command), stdin=script)
 
 
 def test_the_tutorial_gives_two_lxc_containers_a_network(containers):
     daemon, one, two = containers
+    client, address, up, ping, delete = tutorial(r'^\(container\)\$ (.*)')
     for container in one, two:
-        with open(CLIENT) as script:
-            container.attach('sh', '-c', 'cat > /usr/bin/vdelxcc.py', stdin=script)
-        done = container.attach('python3', '/usr/bin/vdelxcc.py', 'vxvde://')
+        copy_client(container)
+        done = container.attach('sh', '-c', client)
         assert (done.stdout, done.stderr) == ('', ''), daemon.log()
-    check_network(daemon, one, two)
+    for container, line in (one, address), (two, address.replace('10.0.0.1/', '10.0.0.2/')):
+        container.attach('sh', '-c', line)
+        container.attach('sh', '-c', up)
+    assert '1 packets received' in one.attach('sh', '-c', ping).stdout
+    assert '1 packets received' in two.attach('sh', '-c', ping.replace('.2', '.1')).stdout
+    for count, container in enumerate((one, two), 1):
+        container.attach('sh', '-c', delete)
+        wait_until(lambda: daemon.log().count('close interface: vxvde:// (vde0') == count,
+                   what='the session ends with its interface: ' + daemon.log())
 
 
 def test_lxc_containers_get_interfaces_by_standard_input_and_from_the_host(containers):
@@ -162,4 +173,7 @@ def test_lxc_containers_get_interfaces_by_standard_input_and_from_the_host(conta
     pid = two.lxc('info', '-p', '-H').stdout.strip()
     subprocess.check_call(['nsenter', '-t', pid, '-n', PYTHON, CLIENT, '-s', daemon.socket,
                            'vxvde://'], timeout=60)
-    check_network(daemon, one, two)
+    for container, address in (one, '10.0.0.1/24'), (two, '10.0.0.2/24'):
+        container.attach('ip', 'addr', 'add', address, 'dev', 'vde0')
+        container.attach('ip', 'link', 'set', 'vde0', 'up')
+    one.attach('ping', '-c', 1, '-W', 10, '10.0.0.2')
