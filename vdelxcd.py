@@ -446,11 +446,12 @@ def number(low, high):
 
 
 def size(value):
-    """A number of bytes; the suffixes k, m, g and t multiply by 1024 each."""
+    """A number of bytes up to 1t; the suffixes k, m, g and t multiply by 1024 each."""
     digits, power = value or '', 0
     if digits[-1:].lower() in tuple('kmgt'):
         digits, power = digits[:-1], 'kmgt'.index(digits[-1].lower()) + 1
-    return str(int(number(1, 1 << 20 if power == 0 else 1 << 40)(digits)) << 10 * power)
+    check = number(1, 1 << 40)
+    return check(str(int(check(digits)) << 10 * power))
 
 
 def group_number(value):
