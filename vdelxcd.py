@@ -1009,6 +1009,11 @@ class UdpPort:
 
     def __init__(self, sock, header):
         self.sock, self.header = sock, header
+        self.train = self.TRAIN_FRAMES
+        try:
+            sock.getsockopt(SOL_UDP, UDP_SEGMENT)
+        except OSError:         # a kernel before 4.18 would send a train as one giant datagram
+            self.train = 1
         self.refused = {}       # peer -> the smallest size that it took no trains of
         self.retry = 0.0
 
@@ -1018,7 +1023,7 @@ class UdpPort:
         begin = starts[first] - header
         size = ends[first] - begin
         if last - first > 1 and size < self.refused.get(peer, 65536):
-            step = min(self.TRAIN_FRAMES, self.TRAIN_BYTES // size)
+            step = min(self.train, self.TRAIN_BYTES // size)
             while step > 1 and last - first > 1:
                 stop = min(first + step, last)
                 if not self.send_train(burst, first, stop, peer, plug):
@@ -1224,6 +1229,7 @@ class Overlay(Plug):
     IDENTITY = ('port', 'vni')
     headroom = VXLAN_HEADER.size
 
+    SHORTEST, LONGEST = headroom + ETHERNET_HEADER, headroom + FRAME_MAX    # bytes of a datagram
     SAME = headroom + 12        # bytes that are alike in all frames of a train: header and MACs
     LEARN_AGAIN = 1.0           # seconds; the same MAC and peer are learned this often
 
@@ -1296,7 +1302,7 @@ class Overlay(Plug):
         burst = self.burst = self.burst or Burst(SMALL_BUFFER)
         starts, ends, startswith = burst.starts, burst.ends, burst.buf.startswith
         del starts[:], ends[:]
-        now = time.monotonic()
+        now, shortest, longest = time.monotonic(), self.SHORTEST, self.LONGEST
         if now - self.seen_time > self.LEARN_AGAIN:
             self.seen_peer, self.seen_time = None, now
         for start, end, size, peer in self.ports[fd].trains(burst.view, self):
@@ -1305,7 +1311,8 @@ class Overlay(Plug):
             same = peer == self.seen_peer
             while start < end:
                 stop = min(start + size, end)
-                if not (same and stop - start > self.SAME and startswith(self.seen, start)):
+                if not (same and shortest <= stop - start <= longest
+                        and startswith(self.seen, start)):
                     same = self.look(burst.buf, start, stop, peer, now)
                 if same:
                     starts.append(start + self.headroom)
@@ -1326,7 +1333,7 @@ class Overlay(Plug):
             self.macs.forget(self.peer_of(peer))
             self.seen_peer = None
             return False
-        if not ETHERNET_HEADER <= stop - start - self.headroom <= FRAME_MAX:
+        if not self.SHORTEST <= stop - start <= self.LONGEST:
             self.drops += 1
             return False
         source = buf[start + 14:start + 20]

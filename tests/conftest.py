@@ -4,12 +4,15 @@ Everything real: namespaces are held by sleeping processes and end with them; no
 outside of them. The scripts run under $VDELXC_PYTHON (default: the python3 of the system).
 """
 
+import ctypes
 import importlib.util
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -129,7 +132,7 @@ class Namespace:
 
     def __init__(self, name):
         self.name = name
-        self.children = []
+        self.children, self.sockets = [], []
         self.holder = subprocess.Popen(['unshare', '--net', 'sleep', 'infinity'])
         mine = os.readlink('/proc/self/ns/net')
         wait_until(lambda: self.inode() not in (None, mine), what='namespace ' + name)
@@ -164,6 +167,21 @@ class Namespace:
         """ip link add ... ; words are split at blanks."""
         return self.run('ip', *text.split(), check=check)
 
+    def socket(self, *kind):
+        """A socket of this process that lives inside; waits on it end after ten seconds."""
+        opened = []
+
+        def enter_and_open():           # a thread, since it never comes back
+            with open('/proc/%d/ns/net' % self.holder.pid) as namespace:
+                if ctypes.CDLL(None).setns(namespace.fileno(), 0) == 0:
+                    opened.append(socket.socket(*kind))
+        thread = threading.Thread(target=enter_and_open)
+        thread.start()
+        thread.join()
+        self.sockets += opened
+        opened[0].settimeout(10)
+        return opened[0]
+
     def interfaces(self):
         """The names of the interfaces inside."""
         lines = self.ip('-o link show').stdout.splitlines()
@@ -182,6 +200,8 @@ class Namespace:
             if child.poll() is None:
                 child.kill()
             child.wait()
+        for each in self.sockets:
+            each.close()
         self.holder.kill()
         self.holder.wait()
 
@@ -192,7 +212,7 @@ class Host(Namespace):
     def __init__(self, name):
         super().__init__(name)
         self.ip('route add 239.0.0.0/8 dev lo')
-        self.ip('-6 route add multicast ff05::/16 dev lo table local', check=False)
+        self.ip('-6 route add local ff05::/16 dev lo', check=False)     # others on lo only refuse
 
     def wire(self, other, mine='192.0.2.1', others='192.0.2.2', mtu=1500):
         """A cable (veth) to another host, with IPv4 and IPv6 addresses and the multicast routes."""
@@ -204,6 +224,7 @@ class Host(Namespace):
             host.ip('-6 addr add 2001:db8::%s/64 dev eth0 nodad' % address.rsplit('.')[-1])
             host.ip('link set eth0 up')
             host.ip('route replace 239.0.0.0/8 dev eth0')
+            host.ip('-6 route del local ff05::/16 dev lo', check=False)     # now ff00::/8 on eth0
         for host in self, other:
             wait_until(lambda: 'LOWER_UP' in host.ip('link show eth0').stdout)
 
