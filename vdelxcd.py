@@ -44,7 +44,7 @@ HAND_OVERS_MAX = 64         # unfinished hand-overs; one more and the oldest goe
 PAUSE = 0.2                 # seconds without accept() when processes or descriptors run out
 START_TIME = 2.0            # seconds to wait for other daemons that start in the same directory
 NESTING_MAX = 32            # levels of a nested VNL
-FIRST_WAIT, LONGEST_WAIT = 0.25, 4.0    # seconds until a lost network is tried again
+FIRST_WAIT, LONGEST_WAIT = 0.25, 2.0    # seconds until a lost network is tried again
 START_DIRECTORY = os.getcwd()   # relative paths in VNLs start here
 
 USAGE = 'Usage: vdelxcd [OPTION]... SOCKET [VNL]'
@@ -132,6 +132,7 @@ OVERLAY_GROUPS = {4: '239.0.0.1', 6: 'ff05:56de::1'}
 TAG, TAG_QINQ = b'\x81\x00', b'\x88\xa8'
 TAG_SIZE = 4
 SHORTEST_TAGGED = ETHERNET_HEADER + TAG_SIZE
+VLANS = 2, 4094                             # the first and the last that a network can use
 
 # vde_plug's stream: a length, a frame
 STREAM_LENGTH = struct.Struct('>H')
@@ -896,12 +897,12 @@ class Packets(Plug):
         try:
             while start <= last and len(starts) < BURST:
                 end = start + os.readv(fd, (view[start:start + SLOT],))
-                if end - start == SLOT:
-                    self.drops += 1
-                elif end > start:
+                if ETHERNET_HEADER <= end - start < SLOT:
                     starts.append(start)
                     ends.append(end)
                     start = end + gap
+                elif end > start:
+                    self.drops += 1
                 else:
                     self.empty_packet()
             if len(view) == SMALL_BUFFER:
@@ -1454,10 +1455,8 @@ class Udp(Plug):
     @staticmethod
     def normal_address(address, options):
         source, arrow, target = address.partition('->')
-        if not arrow:
-            raise ValueError('no destination; udp://[[ADDRESS:]PORT]->HOST:PORT')
-        host, port = split_host(target)
-        if not host or not port:
+        host, port = split_host(target) if ':' in target else ('', '')
+        if not arrow or not host or not port:
             raise ValueError('no destination; udp://[[ADDRESS:]PORT]->HOST:PORT')
         mine, my_port = split_host(source if ':' in source else ':' + source)
         if mine:
@@ -1556,7 +1555,11 @@ class MacVtap(Tap):
         except OSError as error:
             raise Failure(error.errno, '%s (%s): %s' % (path, vnl.address, why(error)))
         try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             fcntl.ioctl(fd, TUNSETIFF, IFREQ.pack(os.fsencode(vnl.address), IFF_TAP | IFF_NO_PI))
+        except BlockingIOError:             # the kernel would give each of us a part of the frames
+            os.close(fd)
+            raise Failure(errno.EBUSY, 'macvtap %s: in use' % vnl.address)
         except OSError as error:
             os.close(fd)
             raise Failure(error.errno, 'macvtap %s: %s' % (vnl.address, why(error)))
@@ -1697,7 +1700,7 @@ class Vde(PathPlug, LocalSocket):
             self.control.close()
             data.close()
             if isinstance(error, socket.timeout):
-                raise Failure(errno.ETIMEDOUT, doing + ': no answer')
+                raise self.no_answer(doing, vnl.options.get('port'))
             raise Failure(error.errno or errno.EIO, '%s: %s' % (doing, why(error)))
         except Failure:
             self.control.close()
@@ -1763,13 +1766,21 @@ class Vde(PathPlug, LocalSocket):
             part = self.control.recv(SOCKADDR_UN.size - len(answer))
             if not part:
                 raise Failure(errno.EBUSY if port else errno.ECONNREFUSED,
-                              doing + (': port %s is taken or not allowed' % port if port
+                              doing + (': port %s is taken or does not exist' % port if port
                                        else ': it let us not in'))
             answer += part
         try:
             return unpack_path(answer)
         except ValueError as error:
             raise Failure(errno.EPROTO, '%s: %s' % (doing, error))
+
+    @staticmethod
+    def no_answer(doing, port):
+        """The Failure for a switch that says nothing, as vde_switch does to who wants a bad port."""
+        if port:
+            return Failure(errno.EBUSY, '%s: no answer: port %s is taken or does not exist'
+                           % (doing, port))
+        return Failure(errno.ETIMEDOUT, doing + ': no answer')
 
     def fds(self):
         return {self.fd: select.EPOLLIN, self.control.fileno(): select.EPOLLIN}
@@ -1792,6 +1803,8 @@ class Vde(PathPlug, LocalSocket):
     def close(self):
         self.control.close()
         super().close()
+
+
 class Ptp(PathPlug, LocalSocket):
     """ptp://PATH: one other program at the same path.
 
@@ -1804,6 +1817,7 @@ class Ptp(PathPlug, LocalSocket):
     DEFAULTS = {'mode': '700'}
     ANSWER_TIME = 2.0           # seconds for the byte that says that we are accepted
     NAP = 0.0003                # seconds until a full receiver is tried again
+    packets = False             # the other end spoke packets before it went (see carry())
 
     @staticmethod
     def normal_address(address, options):
@@ -1816,7 +1830,8 @@ class Ptp(PathPlug, LocalSocket):
         doing = 'ptp ' + printable(path)
         pack_path(path + '+')
         try:
-            sock = self.bind_first(vnl.options, (path, path + '+'), (path + '+', path)) \
+            sock = self.packets and self.connect_packets(path) \
+                or self.bind_first(vnl.options, (path, path + '+'), (path + '+', path)) \
                 or self.connect_packets(path)
         except OSError as error:
             raise Failure(error.errno or errno.ETIMEDOUT, '%s: %s' % (doing, why(error)))
@@ -1848,7 +1863,11 @@ class Ptp(PathPlug, LocalSocket):
             os.umask(umask)
 
     def connect_packets(self, path):
-        """The other dialect: connect, and wait for one byte, 0 or an errno."""
+        """The other dialect: connect, and wait for one byte, 0 or an errno.
+
+        None when the other end came back with datagrams. Raises OSError, also when it is not back:
+        our own datagram socket at its path would keep it away.
+        """
         sock = socket.socket(AF_UNIX, SOCK_SEQPACKET)
         try:
             sock.settimeout(self.ANSWER_TIME)
@@ -1857,9 +1876,12 @@ class Ptp(PathPlug, LocalSocket):
             if answer != b'\0':
                 number = answer[0] if answer else errno.ECONNREFUSED
                 raise OSError(number, os.strerror(number))
-        except OSError:
+        except OSError as error:
             sock.close()
+            if self.packets and error.errno == errno.EPROTOTYPE:
+                return None
             raise
+        Ptp.packets = True
         return sock
 
     def wait(self):
@@ -1901,6 +1923,10 @@ def remove_stale(path, kind):
             return False
         except BlockingIOError:             # a full backlog: alive
             return False
+        except PermissionError as error:
+            if error.errno == errno.EPERM:  # connected to somebody else: alive
+                return False
+            raise
         except FileNotFoundError:
             return True
         except ConnectionRefusedError:
@@ -2294,9 +2320,9 @@ def tag_list(value):
     """A list of VLANs A and mappings A-B, separated by : or dots."""
     pairs = []
     for token in word(value).replace(':', '.').split('.'):
-        here, _, there = token.partition('-')
-        check = number(2, 4094)
-        pairs.append((check(here), check(there) if there else check(here)))
+        here, dash, there = token.partition('-')
+        check = number(*VLANS)
+        pairs.append((check(here), check(there if dash else here)))
     if len(dict(pairs)) < len(pairs) or len({there for _, there in pairs}) < len(pairs):
         raise ValueError('a VLAN is named twice')
     return ':'.join(here if here == there else '%s-%s' % (here, there) for here, there in pairs)
@@ -2312,7 +2338,7 @@ class Vlan(Plug):
     """
 
     STYLE = '/['
-    OPTIONS = {'untag': number(2, 4094), 'tag': tag_list, 'trunk': flag, 'x': flag, 'qinq': flag,
+    OPTIONS = {'untag': number(*VLANS), 'tag': tag_list, 'trunk': flag, 'x': flag, 'qinq': flag,
                'ad': flag}
     ALIASES = {'x': 'trunk', 'ad': 'qinq'}
     IDENTITY = ('untag', 'tag', 'trunk', 'qinq')
@@ -2323,7 +2349,7 @@ class Vlan(Plug):
         for alias, name in Vlan.ALIASES.items():
             if alias in options:
                 options[name] = options.pop(alias)
-        return number(2, 4094)(address) if address.strip('0') else ''
+        return number(*VLANS)(address) if address.strip('0') else ''
 
     @classmethod
     def open(cls, vnl, who):
@@ -2368,11 +2394,12 @@ class Vlan(Plug):
     def translate(self, burst, table):
         """Change the tags of a burst in place, by a dict of VLANs; returns the frames that pass."""
         buf, starts, ends = burst.buf, [], []
+        first, last = VLANS
         for start, end in zip(burst.starts, burst.ends):
             tagged = buf.startswith(self.tag, start + 12) and end - start >= SHORTEST_TAGGED
             control = buf[start + 14] << 8 | buf[start + 15] if tagged else 0
             vlan = control & 0xfff
-            new = table.get(vlan, vlan if self.trunk and vlan else None)
+            new = table.get(vlan, vlan if self.trunk and first <= vlan <= last else None)
             if new is None:
                 self.drops += 1
                 continue
@@ -2879,8 +2906,9 @@ def carry(tap, plug, vnl, who):
 def open_again(tap, vnl, who):
     """Open a network that went away, as soon as that is possible. Raises Ended with the interface.
 
-    The longest wait keeps the promise that traffic is back within 6 s of the network's return; the
-    random part keeps many sessions from coming back at the same moment.
+    The longest wait keeps the promise that traffic is back within 6 s of the network's return, even
+    when one attempt met a switch that said nothing (Vde.ANSWER_TIME); the random part keeps many
+    sessions from coming back at the same moment.
     """
     wait = FIRST_WAIT
     poller = select.poll()
