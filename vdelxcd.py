@@ -1809,7 +1809,7 @@ class Vde(PathPlug, LocalSocket):
 
     @staticmethod
     def no_answer(doing, port):
-        """The Failure for a switch that says nothing, as vde_switch does to who wants a bad port."""
+        """The Failure for a switch that says nothing, as vde_switch does when a port is bad."""
         if port:
             return Failure(errno.EBUSY, '%s: no answer: port %s is taken or does not exist'
                            % (doing, port))
@@ -2316,6 +2316,9 @@ class Switch(Node):
         lots = {}                           # target -> (starts, ends); None is everyone else
         last = target = None
         for start, end in zip(burst.starts, burst.ends):
+            if end - start < ETHERNET_HEADER:
+                self.drops += 1
+                continue
             head = buf[start:start + 16]
             if head != last:
                 last, target = head, self.target(source, head, now)
@@ -2431,6 +2434,9 @@ class Vlan(Plug):
         buf, starts, ends = burst.buf, [], []
         first, last = VLANS
         for start, end in zip(burst.starts, burst.ends):
+            if end - start < ETHERNET_HEADER:
+                self.drops += 1
+                continue
             tagged = buf.startswith(self.tag, start + 12) and end - start >= SHORTEST_TAGGED
             control = buf[start + 14] << 8 | buf[start + 15] if tagged else 0
             vlan = control & 0xfff

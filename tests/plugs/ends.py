@@ -104,7 +104,7 @@ class Bench:
 
     def __init__(self, host, directory):
         self.host, self.directory = host, str(directory)
-        self.ends = []
+        self.ends, self.hosts = [], []
         self.set('unix/max_dgram_qlen', 512)    # as many as may wait elsewhere
 
     def set(self, name, value):
@@ -138,9 +138,22 @@ class Bench:
             self.host.ip('link set %s mtu 10000 master bridge up' % name)
         self.host.ip('link set bridge mtu 10000 up')
 
+    def path(self, name):
+        """A path in the directory of the bench."""
+        return os.path.join(self.directory, name)
+
+    def far_end(self, vnl, gap=0):
+        """An End with an open network, on another host that is wired to this one."""
+        far = Host('far')
+        self.hosts.append(far)
+        self.host.wire(far, mtu=9500)
+        end = End(far)
+        self.ends.append(end)
+        return end.open(vnl, gap)
+
     def close(self):
-        for end in self.ends:
-            end.close()
+        for each in self.ends + self.hosts:
+            each.close()
 
 
 @pytest.fixture

@@ -49,6 +49,7 @@ class End:
         self.gap = 0
         self.held = False
         self.frames = []            # taken and not yet asked for
+        self.listener = None
         self.ended = None           # the name of the exception that ended the plug
 
     # ---- life ----
@@ -56,7 +57,7 @@ class End:
     def open(self, vnl, gap=0):
         """Open a VNL; [errno, sentence] when that failed."""
         try:
-            self.plug = self.module.open_plug(self.module.read_vnl(vnl))
+            self.plug = self.module.open_plug(self.module.read_vnl(vnl), 'an end')
         except self.module.Failure as failure:
             return [failure.errno, str(failure)]
         self.plug.gap = self.gap = gap
@@ -69,6 +70,22 @@ class End:
             name.encode(), self.module.IFF_TAP | self.module.IFF_NO_PI))
         self.plug = self.module.Tap(fd, name)
         self.plug.gap = self.gap = gap
+
+    def packets(self, path, listens):
+        """One end of a SOCK_SEQPACKET connection at a path; its descriptor."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if listens:
+            sock.bind(path)
+            sock.listen(1)
+            self.listener = sock
+            return None
+        sock.connect(path)
+        return sock.detach()
+
+    def accepted(self):
+        """The descriptor of the other end, once it is connected."""
+        with self.listener:
+            return self.listener.accept()[0].detach()
 
     def close(self):
         self.plug.close()
@@ -186,17 +203,17 @@ class End:
         poller = select.poll()
         for file in others:
             poller.register(file.fileno(), select.POLLIN)
-        mine = []
+        mine = {}
         if self.plug and not self.held and not self.ended:
             mine = self.plug.fds()
-        for fd in mine:
-            poller.register(fd, select.POLLIN)
+        for fd, events in mine.items():
+            poller.register(fd, events)     # the numbers are those of epoll
         for fd, events in poller.poll(None if seconds is None else max(seconds, 0) * 1000):
             if fd in mine:
                 try:
                     burst = self.plug.recv(fd)
                     self.frames += frames_of(burst, self.gap)
-                    if not burst.starts and events != select.POLLIN:
+                    if not burst.starts and events & (select.POLLERR | select.POLLHUP):
                         self.plug.hung_up(fd)
                 except (self.module.Ended, self.module.PlugGone) as error:
                     self.ended = type(error).__name__

@@ -3,9 +3,11 @@
 A scheme takes part with one entry below: a function that opens two connected ends on a bench.
 """
 
+import os
+
 import pytest
 
-from conftest import wait_until
+from conftest import PYTHON, wait_until
 from ends import Refused, bench, frame, new_bench                               # noqa: F401
 
 LENGTHS = (60, 1514, 9018, 9234)
@@ -47,6 +49,99 @@ def open_vxvde_6(bench, gap):
     return bench.open('vxvde:///v6', gap), bench.open('vxvde:///v6', gap)
 
 
+@ends_of('vxlan')
+def open_vxlan(bench, gap):
+    far = bench.far_end('vxlan://239.1.1.1', gap)
+    return bench.open('vxlan://239.1.1.1', gap), far
+
+
+# The ends below leave no room before their frames: a TAP, which is where they go, wants none.
+
+@ends_of('udp')
+def open_udp(bench, gap):
+    return (bench.open('udp://5001->127.0.0.1:5002'),
+            bench.open('udp://5002->127.0.0.1:5001'))
+
+
+@ends_of('udp on IPv6')
+def open_udp_6(bench, gap):
+    return (bench.open('udp://[::1]:5001->[::1]:5002'),
+            bench.open('udp://[::1]:5002->[::1]:5001'))
+
+
+@ends_of('ptp')
+def open_ptp(bench, gap):
+    return tuple(bench.open('ptp://' + bench.path('link'), gap) for _ in range(2))
+
+
+@ends_of('seqpacket')
+def open_seqpacket(bench, gap):
+    a, b = bench.end(), bench.end()
+    a.do('packets', path=bench.path('link'), listens=True)
+    there = b.do('packets', path=bench.path('link'), listens=False)
+    return (a.open('seqpacket://%d' % a.do('accepted'), gap),
+            b.open('seqpacket://%d' % there, gap))
+
+
+def open_node(scheme):
+    """Enter a scheme whose first end is the node that the second one joins."""
+    @ends_of(scheme)
+    def function(bench, gap):
+        return tuple(bench.open('%s://%s' % (scheme, bench.path('node'))) for _ in range(2))
+
+
+for each in 'hub', 'switch', 'multi', 'bonding':
+    open_node(each)
+
+
+@ends_of('vde')
+def open_vde(bench, gap):
+    bench.open('hub://' + bench.path('node'))
+    return tuple(bench.open('vde://' + bench.path('node'), gap) for _ in range(2))
+
+
+@ends_of('vlan', (60, 1514, 9018, 9226))
+def open_vlan(bench, gap):
+    return tuple(bench.open('vlan://5{vlan://6/ad{vxvde://}}') for _ in range(2))
+
+
+@ends_of('vlan that takes tags away', (60, 1514, 9018))
+def open_vlans(bench, gap):
+    return tuple(bench.open('vlan://5{vlan:///untag=5{vlan://5{%s}}}' % vnl)
+                 for vnl in ('udp://5001->127.0.0.1:5002', 'udp://5002->127.0.0.1:5001'))
+
+
+PUMP = """if True:
+    import os, select, socket, sys
+    sock = socket.socket(socket.AF_UNIX)
+    if sys.argv[1] == 'listen':
+        sock.bind(sys.argv[2])
+        sock.listen(1)
+        sock = sock.accept()[0]
+    else:
+        sock.connect(sys.argv[2])
+    ways = {0: sock.sendall, sock.fileno(): lambda data: sys.stdout.buffer.write(data)}
+    while True:
+        for fd in select.select(list(ways), [], [])[0]:
+            data = os.read(fd, 65536)
+            if not data:
+                sys.exit()
+            ways[fd](data)
+            sys.stdout.buffer.flush()
+"""
+
+
+@ends_of('cmd')
+def open_cmd(bench, gap):
+    with open(bench.path('pump.py'), 'w') as file:
+        file.write(PUMP)
+    vnls = ['cmd://%s %s %s %s' % (PYTHON, bench.path('pump.py'), what, bench.path('stream'))
+            for what in ('listen', 'connect')]
+    a = bench.open(vnls[0])
+    wait_until(lambda: os.path.exists(bench.path('stream')))
+    return a, bench.open(vnls[1])
+
+
 # ---- the suite -----------------------------------------------------------------------------------
 
 @pytest.fixture(params=sorted(SCHEMES))
@@ -76,19 +171,22 @@ def test_frames_of_every_length_pass_unchanged_and_in_order(network):
             assert sink.take(len(frames)) == frames
 
 
-@pytest.mark.parametrize('lengths', [
-    [1514] * 64,
-    [60] * 64,
-    [1514] * 63 + [61],
-    [60, 1514, 1514, 600, 60, 1000, 1000, 999, 1000, 15, 14, 16] * 5,
-    [200] * 5 + [1400] * 50 + [9],
-], ids=['64 equal', '64 short', 'a shorter last', 'mixed', 'runt last'])
-def test_a_burst_passes_unchanged_and_in_order(ends, lengths):
-    for source, sink, names in (ends[0], ends[1], (1, 2)), (ends[1], ends[0], (2, 1)):
-        frames = [frame(length, *names, seed=index) for index, length in enumerate(lengths)]
-        source.send(frames)
-        whole = [each for each in frames if len(each) >= 14]
-        assert sink.take(len(whole)) == whole
+BURSTS = {
+    '64 equal': [1514] * 64,
+    '64 short': [60] * 64,
+    'a shorter last': [1514] * 63 + [61],
+    'mixed': [60, 1514, 1514, 600, 60, 1000, 1000, 999, 1000, 15, 14, 16] * 5,
+    'runt last': [200] * 5 + [1400] * 50 + [9],
+}
+
+
+def test_a_burst_passes_unchanged_and_in_order(ends):
+    for name, lengths in BURSTS.items():
+        for source, sink, names in (ends[0], ends[1], (1, 2)), (ends[1], ends[0], (2, 1)):
+            frames = [frame(length, *names, seed=index) for index, length in enumerate(lengths)]
+            source.send(frames)
+            whole = [each for each in frames if len(each) >= 14]
+            assert sink.take(len(whole)) == whole, name
 
 
 def test_frames_to_many_targets_in_one_burst_all_pass_in_order(ends):
@@ -179,7 +277,9 @@ def test_open_and_close_leave_no_descriptor_and_close_may_come_twice(ends):
         end.do('close')
 
 
-OPEN_AND_CLOSE = ['null://', 'tap://a0', 'vxvde://', 'vxvde:///v6', 'vxvde://239.9.9.9/if=lo']
+OPEN_AND_CLOSE = ['null://', 'tap://a0', 'vxvde://', 'vxvde:///v6', 'vxvde://239.9.9.9/if=lo',
+                  'vxlan://', 'udp://->127.0.0.1:5000', 'ptp://%s/link', 'hub://%s/node',
+                  'vlan://5{switch://%s/node}', 'cmd://cat']
 
 
 @pytest.mark.parametrize('vnl', OPEN_AND_CLOSE)
@@ -187,7 +287,7 @@ def test_the_descriptors_after_close_are_those_before_open(bench, vnl):
     end = bench.end()
     before = end.do('descriptors')
     for _ in range(3):
-        end.open(vnl)
+        end.open(vnl.replace('%s', bench.directory))
         assert vnl == 'null://' or end.do('descriptors') != before
         end.do('close')
         assert end.do('descriptors') == before
@@ -199,7 +299,16 @@ REFUSALS = [
     ('vxvde:///bind=198.51.100.1', 99, 'assign'),
     ('tap://taken0', 16, 'taken0'),
     ('tap://lo', 22, 'lo'),
-    ('nosuch://', 93, 'no such scheme'),
+    ('nosuch://', 93, 'nosuch'),
+    ('vxlan://10.0.0.1', 22, 'not a multicast group'),
+    ('udp://5000', 22, 'no destination'),
+    ('vde:///nowhere/switch', 2, 'switch /nowhere/switch'),
+    ('hub:///nowhere/node', 2, 'node /nowhere/node'),
+    ('ptp:///nowhere/link', 2, 'ptp /nowhere/link'),
+    ('macvtap://nosuch', 19, 'nosuch'),
+    ('seqpacket://999', 9, 'descriptor 999'),
+    ('cmd://no-such-program', 2, 'no-such-program'),
+    ('vlan://5{vde:///nowhere/switch}', 2, 'switch /nowhere/switch'),
 ]
 
 

@@ -66,7 +66,7 @@ def test_a_port_is_the_port_that_was_asked_for(host, new_container, new_daemon, 
     assert list(endpoints(switch)) == [7]
 
 
-def test_jumbo_frames_and_bulk_pass_a_switch_unchanged(pair, new_switch):
+def test_bulk_passes_a_switch_unchanged(pair, new_switch):
     daemon, a, b = pair
     switch = new_switch()
     join(a, daemon, 'vde://' + switch.path, '10.0.0.1/24')
