@@ -142,7 +142,7 @@ def open_cmd(bench, gap):
     return a, bench.open(vnls[1])
 
 
-# ---- the suite -----------------------------------------------------------------------------------
+# ---- the suite ---------------------------------------------------------------------------------
 
 @pytest.fixture(params=sorted(SCHEMES))
 def network(request, bench):
