@@ -345,8 +345,8 @@ def test_malformed_requests_hurt_nobody(node, members, path, tmp_path):
             good + peers.SOCKADDR_UN.pack(2, b'/x'), good + bytes(110),
             good + peers.SOCKADDR_UN.pack(1, b'\xff' * 108), b'\xff' * 4096, os.urandom(70000)):
         conn = socket.socket(socket.AF_UNIX)
-        conn.settimeout(5)
         conn.connect(path + '/ctl')
+        conn.settimeout(5)
         try:
             conn.sendall(request)
         except OSError:
