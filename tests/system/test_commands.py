@@ -184,9 +184,11 @@ WORDS = [
 ]
 
 
-def test_words_are_split_like_a_shells_without_a_shell(host, new_container, new_daemon, peer,
-                                                       tmp_path):
-    daemon, c = new_daemon(host, *ALLOW), new_container('c')
+def test_words_are_split_like_a_shells_without_a_shell(host, new_container, closing, peer,
+                                                       tmp_path, tmp_path_factory):
+    c = new_container('c')
+    daemon = closing(peers.start_daemon(host, tmp_path_factory.mktemp('vde'), *ALLOW, before=[
+        'sh', '-c', 'exec "$@" 9</dev/null', '-']))     # it inherited something itself
     for count, (text, words) in enumerate(WORDS):
         path = tmp_path / ('facts%d' % count)
         join(c, daemon, peer('facts', path, text))
