@@ -29,7 +29,7 @@ def test_the_architectures_with_other_ioctl_numbers_are_the_same():
         with open(path, encoding='utf-8') as file:
             module = ast.parse(file.read())
         value = next(node.value for node in module.body if isinstance(node, ast.Assign)
-                     and node.targets[0].id == 'SWAPPED_IOCTL')
+                     and getattr(node.targets[0], 'id', '') == 'SWAPPED_IOCTL')
         lists.append(ast.literal_eval(value.args[0] if isinstance(value, ast.Call) else value))
     assert lists[0] == lists[1]
 
