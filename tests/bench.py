@@ -189,10 +189,7 @@ def scenes_for(cases, directory, closing):
     for case in cases:
         contenders = [OURS, THEIRS, THEIRS_4M]
         if case.startswith('vde'):
-            switch = os.path.join(directory, 'switch')
-            if not os.path.exists(switch):
-                keep(Switch(one[0], switch))
-            kind, vnl, hosts, mtu = 'vde', 'vde://' + switch, one, 1500
+            kind, vnl, hosts, mtu = 'vde', 'vde://%s/switch%%d' % directory, one, 1500
             contenders = [OURS, THEIRS]
         elif case in ('tcp-1500-one', 'ping-p50', 'ping-p99'):
             kind, vnl, hosts, mtu = 'one', 'vxvde:///vni=%d', one, 1500
@@ -202,8 +199,10 @@ def scenes_for(cases, directory, closing):
             kind, vnl, hosts, mtu = 'two1450', 'vxvde:///vni=%d', two, 1450
         table[case] = []
         for contender in contenders:
-            vni = 2 + len(found)
-            table[case].append(scene(contender, kind, vnl % vni if '%' in vnl else vnl, hosts, mtu))
+            network = 2 + len(found)        # a network of its own for each scene
+            if kind == 'vde':
+                keep(Switch(one[0], vnl[len('vde://'):] % network))
+            table[case].append(scene(contender, kind, vnl % network, hosts, mtu))
     return table
 
 

@@ -13,7 +13,7 @@ CLIENT_IMPORTS = set('os sys errno time signal getopt socket fcntl struct select
 DAEMON_IMPORTS = CLIENT_IMPORTS | set('stat pwd grp syslog resource gc json'.split())
 LATE_IMPORTS = {'json'}                     # costs memory that an idle interface does not need
 HEAVY = ['ctypes', 'threading', 'argparse', 'logging', 'subprocess', 'json', 'asyncio', 'typing',
-         'ipaddress', 'pathlib', 'multiprocessing']
+         'ipaddress', 'pathlib', 'multiprocessing', 'getopt', 'gettext', 're']
 CLIENT_LINES, DAEMON_LINES, COLUMNS = 350, 3400, 100
 
 # the methods that the docstring of Plug describes, in the order in which every plug has them
