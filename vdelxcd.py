@@ -280,12 +280,13 @@ class Vnl:
     spellings   frozenset of texts of this level that name the same network, whatever the options
                 that do not name it: what a denied prefix is compared with
     command     bool, does the host run a program for it?
+    ours        bool, is there a plug for its scheme? Others are left to vde_plug
     """
 
     def __init__(self, scheme, address, options, nested, head, exact=None, network=None, named=None,
-                 spellings=(), command=False):
+                 spellings=(), command=False, ours=True):
         self.scheme, self.address, self.options, self.nested = scheme, address, options, nested
-        self.head, self.command = head, command
+        self.head, self.command, self.ours = head, command, ours
         self.exact = exact or head
         self.text = '%s{%s}' % (head, nested.text) if nested else head
         self.network = frozenset(network or [('scheme', scheme), ('address', address)])
@@ -403,7 +404,7 @@ def parse_vnl(text, schemes, depth=1):
                           schemes, depth + 1) if brace else None
         if brace and nested.rpartition('}')[2] and '}' in nested:
             raise bad('text after }')
-        return Vnl(scheme, head, {}, inner, '%s://%s' % (scheme, head), command=True)
+        return Vnl(scheme, head, {}, inner, '%s://%s' % (scheme, head), command=True, ours=False)
     if plug.RAW:
         address, fields, nested = rest, [], None
     else:
@@ -630,8 +631,7 @@ def no_permission(level, remedy):
     text = 'no rule allows ' + printable(level.head)
     if level.command:
         text = '%s:// runs a program on this host; it needs ' % level.scheme + remedy % level.scheme
-    unknown = level.command and level.scheme != 'cmd'
-    return Failure(errno.EPROTONOSUPPORT if unknown else errno.EACCES, text)
+    return Failure(errno.EACCES if level.ours else errno.EPROTONOSUPPORT, text)
 
 
 def follow_alias(text):
@@ -823,10 +823,6 @@ class Plug:
     drops = 0
     changed = False
 
-    @classmethod
-    def open(cls, vnl, who):
-        return cls(vnl)
-
     @staticmethod
     def bare_option(text):
         return None
@@ -838,6 +834,10 @@ class Plug:
     @staticmethod
     def fill_in(address, options):
         return address, dict(options)
+
+    @classmethod
+    def open(cls, vnl, who):
+        return cls(vnl)
 
     def fds(self):
         raise NotImplementedError
@@ -1245,7 +1245,7 @@ class Overlay(Plug):
         if len(families) > 1 or (not address and 'v6' not in options and families == {IPv6}):
             raise ValueError('IPv4 and IPv6 mixed')
         # grp= moves a given group: a permitted prefix must see where it goes.
-        return Vxvde.fill_in(address, options)[0] if address else ''
+        return Overlay.fill_in(address, options)[0] if address else ''
 
     @staticmethod
     def fill_in(address, options):
@@ -1641,6 +1641,7 @@ class PathPlug:
 
     @staticmethod
     def normal_address(address, options):
+        """The path, absolute and plain."""
         return normal_path(address)
 
 
@@ -1677,13 +1678,13 @@ class Vde(PathPlug, LocalSocket):
     IDENTITY = ('port', 'portgroup')
     ANSWER_TIME = 3.0           # seconds that a switch has to answer
 
-    @classmethod
-    def open(cls, vnl, who):
-        return cls(vnl, who)
-
     @staticmethod
     def bare_option(text):
         return 'portgroup' if set(text) - set('0123456789') else 'port'
+
+    @classmethod
+    def open(cls, vnl, who):
+        return cls(vnl, who)
 
     def __init__(self, vnl, who):
         data = socket.socket(AF_UNIX, SOCK_DGRAM)
@@ -1796,9 +1797,6 @@ class Vde(PathPlug, LocalSocket):
         except OSError as error:
             raise PlugGone(error.errno, 'the switch is gone: ' + why(error))
         return EMPTY
-
-    def hung_up(self, fd):
-        raise PlugGone(errno.ECONNRESET, 'the switch is gone')
 
     def close(self):
         self.control.close()
@@ -2200,12 +2198,6 @@ class Node(PathPlug, Plug):
         """Frames from a member; returns those for our own interface."""
         return burst
 
-    def hung_up(self, fd):
-        if fd in self.conns:
-            self.remove(self.conns[fd])
-        elif fd in self.ports:
-            self.remove(self.ports[fd])
-
     def close(self):
         if not self.listener:
             return
@@ -2219,6 +2211,12 @@ class Node(PathPlug, Plug):
             except OSError:
                 pass
         os.close(self.directory)
+
+    def hung_up(self, fd):
+        if fd in self.conns:
+            self.remove(self.conns[fd])
+        elif fd in self.ports:
+            self.remove(self.ports[fd])
 
 
 def user_name():
@@ -2373,10 +2371,12 @@ class Vlan(Plug):
 
     @property
     def changed(self):
+        """Did the descriptors change? Only the inner plug's can."""
         return self.inner.changed
 
     @changed.setter
     def changed(self, value):
+        """The relay clears it."""
         self.inner.changed = value
 
     def fds(self):
@@ -2613,11 +2613,6 @@ class Command(Plug):
         except OSError:
             self.hung_up(None)
 
-    def hung_up(self, fd):
-        if self.errors >= 0:
-            self.read_errors()
-        raise Ended('the program ended' + ': ' * bool(self.text) + self.last_words())
-
     def close(self):
         if self.sock is None:
             return
@@ -2633,6 +2628,11 @@ class Command(Plug):
         signal_group(self.pid, signal.SIGKILL)      # also for the rest of the group
         if not ended:
             os.waitpid(self.pid, 0)
+
+    def hung_up(self, fd):
+        if self.errors >= 0:
+            self.read_errors()
+        raise Ended('the program ended' + ': ' * bool(self.text) + self.last_words())
 
 
 class Bridge(Command):
