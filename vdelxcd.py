@@ -18,9 +18,10 @@ line on stderr (one line per fault for a configuration file).
 import errno
 import fcntl
 import gc
-import getopt
 import grp
 import os
+import pwd
+import resource
 import select
 import signal
 import socket
@@ -44,6 +45,8 @@ HAND_OVERS_MAX = 64         # unfinished hand-overs; one more and the oldest goe
 PAUSE = 0.2                 # seconds without accept() when processes or descriptors run out
 START_TIME = 2.0            # seconds to wait for other daemons that start in the same directory
 NESTING_MAX = 32            # levels of a nested VNL
+FIRST_WAIT, LONGEST_WAIT = 0.25, 4.0    # seconds until a lost network is tried again
+START_DIRECTORY = os.getcwd()   # relative paths in VNLs start here
 
 USAGE = 'Usage: vdelxcd [OPTION]... SOCKET [VNL]'
 HELP = USAGE + """
@@ -55,6 +58,8 @@ network and, without -f, the only one. Without VNL and -f every network is allow
   -p, --pidfile FILE    write the daemon's process id to FILE
   -m, --mode MODE       octal permissions of SOCKET (default: as the umask says)
   -v, --verbose         log every interface that opens and closes
+      --allow-commands  without VNL and -f: allow networks that run a program on this host
+                        (cmd:// and all schemes that need vde_plug)
   -h, --help            print this text and exit
       --version         print the version and exit
 
@@ -93,6 +98,19 @@ IFNAMSIZ = 16                               # with the closing NUL
 SUN_PATH_MAX = 107                          # bytes of a socket path without the closing NUL
 UCRED = struct.Struct('3i')                 # struct ucred: pid, uid, gid
 
+# <sys/socket.h>, as plain numbers: with the library's enumerations every & of flags runs Python
+# code, and dirties memory of each session
+AF_UNIX, AF_INET, AF_INET6 = map(int, (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6))
+SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET = map(int, (
+    socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET))
+MSG_PEEK, MSG_CTRUNC, MSG_TRUNC, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_CMSG_CLOEXEC = map(int, (
+    socket.MSG_PEEK, socket.MSG_CTRUNC, socket.MSG_TRUNC, socket.MSG_DONTWAIT,
+    socket.MSG_NOSIGNAL, socket.MSG_CMSG_CLOEXEC))
+
+# <signal.h>
+SIGNALS = SIGCHLD, SIGTERM, SIGINT, SIGHUP = tuple(map(int, (
+    signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)))
+
 # <linux/in.h>, <linux/in6.h>, <linux/udp.h>, <asm-generic/socket.h>: not named by socket
 SO_SNDBUFFORCE = 32
 SO_RCVBUFFORCE = 33
@@ -109,7 +127,22 @@ INT = struct.Struct('i')
 VXLAN_HEADER = struct.Struct('>B3xI')       # the VNI shifted left by 8
 VXLAN_FLAGS = 0x08
 ETHERNET_HEADER = 14
-VXVDE_GROUPS = {4: '239.0.0.1', 6: 'ff05:56de::1'}
+OVERLAY_GROUPS = {4: '239.0.0.1', 6: 'ff05:56de::1'}
+
+# IEEE 802.1Q: a tag is its type, then priority (3 bits), DEI (1 bit) and VLAN (12 bits)
+TAG, TAG_QINQ = b'\x81\x00', b'\x88\xa8'
+TAG_SIZE = 4
+SHORTEST_TAGGED = ETHERNET_HEADER + TAG_SIZE
+
+# vde_plug's stream: a length, a frame
+STREAM_LENGTH = struct.Struct('>H')
+STREAM_BUFFER = 2 * (65535 + STREAM_LENGTH.size)
+
+# vde_switch: a request is magic, version, type (port << 8), sockaddr_un, text, in host byte order
+SWITCH_REQUEST = struct.Struct('=III')
+SWITCH_MAGIC, SWITCH_VERSION = 0xfeedface, 3
+SWITCH_TEXT_MAX = 128                       # bytes of the description
+SOCKADDR_UN = struct.Struct('=H108s')       # struct sockaddr_un: family, path padded with zeros
 
 # The hand-over (one message, one answer)
 VNL_MAX = 4095                              # bytes, without the closing NUL
@@ -169,7 +202,7 @@ class Log:
         try:
             if stat.S_ISSOCK(os.fstat(2).st_mode):
                 copy = socket.socket(fileno=os.dup(2))
-                self.write = lambda line: copy.send(line, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                self.write = lambda line: copy.send(line, MSG_DONTWAIT | MSG_NOSIGNAL)
                 self.close_stderr = copy.close
             else:
                 if fcntl.fcntl(2, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
@@ -184,7 +217,7 @@ class Log:
     def open_syslog(self):
         """Send lines to syslog from now on; who waits for the end of our stderr has it."""
         self.close_stderr()
-        self.syslog = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.syslog = socket.socket(AF_UNIX, SOCK_DGRAM)
         self.syslog.setblocking(False)
 
     def line(self, level, text):
@@ -235,11 +268,13 @@ class Vnl:
     exact       head with every default filled in and the options sorted: what a permission means
     spellings   frozenset of texts of this level that name the same network, whatever the options
                 that do not name it: what a denial means
+    command     bool, does the host run a program for it?
     """
 
-    def __init__(self, scheme, address, options, nested, head, exact=None, spellings=()):
+    def __init__(self, scheme, address, options, nested, head, exact=None, spellings=(),
+                 command=False):
         self.scheme, self.address, self.options, self.nested = scheme, address, options, nested
-        self.head = head
+        self.head, self.command = head, command
         self.exact = exact or head
         self.text = '%s{%s}' % (head, nested.text) if nested else head
         self.spellings = frozenset(spellings) | {self.head, self.exact}
@@ -349,15 +384,20 @@ def parse_vnl(text, schemes, depth=1):
     if not scheme or set(scheme) - SCHEME_LETTERS:
         raise Failure(errno.EPROTONOSUPPORT, '%s: not a scheme' % printable(scheme))
     plug = schemes.get(scheme)
-    raw = os.fsencode(rest)
-    style, nests = (plug.STYLE, plug.NESTS) if plug else ('', True)
-    address, fields, nested = split_rest(raw, style, nests)
-    if not address.isprintable() or not all((name + (value or '')).isprintable()
-                                            for name, value in fields):
+    if plug is None:                        # for vde_plug: not a quote is touched
+        head, brace, nested = rest.partition('{')
+        inner = parse_vnl(nested.rpartition('}')[0] if '}' in nested else nested,
+                          schemes, depth + 1) if brace else None
+        if brace and nested.rpartition('}')[2] and '}' in nested:
+            raise bad('text after }')
+        return Vnl(scheme, head, {}, inner, '%s://%s' % (scheme, head), command=True)
+    if plug.RAW:
+        address, fields, nested = rest, [], None
+    else:
+        address, fields, nested = split_rest(os.fsencode(rest), plug.STYLE, plug.NESTS)
+    if not all(map(str.isprintable, [address] + [name + (value or '') for name, value in fields])):
         raise bad('characters that cannot be printed')
     inner = None if nested is None else parse_vnl(os.fsdecode(nested), schemes, depth + 1)
-    if plug is None:
-        return Vnl(scheme, address, {}, inner, scheme + '://' + quote(address, '{}'))
     options = {}
     for name, value in fields:
         if value is None and plug.bare_option(name):
@@ -383,12 +423,13 @@ def parse_vnl(text, schemes, depth=1):
     if plug.fill_in('', identity)[0] == full_address:
         texts.append(head_text(plug, scheme, '', identity))
     return Vnl(scheme, address, options, inner, head_text(plug, scheme, address, options),
-               head_text(plug, scheme, full_address, changed), texts)
+               head_text(plug, scheme, full_address, changed), texts, plug.COMMAND)
 
 
 def head_text(plug, scheme, address, options):
     """The canonical text of one level; options is a dict, value None for a flag."""
-    text = scheme + '://' + quote(address, plug.STYLE + ('{}' if plug.NESTS else ''))
+    text = scheme + '://'
+    text += address if plug.RAW else quote(address, plug.STYLE + ('{}' if plug.NESTS else ''))
     fields = '/'.join(name if value is None else '%s=%s' % (name, quote(value, '/[]{}'))
                       for name, value in options.items())
     if not fields:
@@ -443,6 +484,13 @@ def group_number(value):
         raise ValueError('%s is not a group' % printable(value))
 
 
+def mode_option(value):
+    """Octal permissions."""
+    if not value or set(value) - set('01234567') or int(value, 8) > 0o7777:
+        raise ValueError('%s is not an octal mode' % printable(value or 'nothing'))
+    return '%o' % int(value, 8)
+
+
 def vni(value):
     """A VXLAN network identifier (24 bits), or the name of a group whose number it is."""
     word(value)
@@ -477,6 +525,11 @@ class Rule:
     def __str__(self):
         return '%s %s, %s' % (self.tag, self.vnl.text if self.vnl else self.prefix, self.origin)
 
+    def may_allow(self, level):
+        """Can the rule allow this level? To run a program it must name the scheme."""
+        return self.vnl is not None or not level.command or self.prefix.startswith(
+            level.scheme + '://')
+
     def matches_level(self, level):
         """Does the rule decide about this level alone?"""
         if self.vnl is None:
@@ -508,7 +561,8 @@ class Rules:
     model       'permissive' (no file and no default), 'one network' (a default only) or 'file'
     """
 
-    def __init__(self, rules, configured):
+    def __init__(self, rules, configured, commands=False):
+        self.commands = commands            # may every VNL run programs, in the permissive model?
         defaults = [rule for rule in rules if rule.tag == 'default']
         self.rules = defaults + [rule for rule in rules if rule.tag != 'default']
         self.default = defaults[0].vnl if defaults else None
@@ -516,9 +570,12 @@ class Rules:
 
     def judge(self, vnl):
         """The reason (str) for which a VNL is allowed. Raises Failure EACCES when it is not."""
-        if self.model == 'permissive':
-            return 'everything is allowed'
         waiting = list(vnl.levels())
+        if self.model == 'permissive':
+            for level in waiting:
+                if level.command and not self.commands:
+                    raise no_permission(level, 'the option --allow-commands, or a rule for %s://')
+            return 'everything is allowed'
         for rule in self.rules:
             for level in list(waiting):
                 if rule.matches_whole(level):
@@ -529,10 +586,20 @@ class Rules:
                     continue
                 if not rule.allows:
                     raise Failure(errno.EACCES, printable(str(rule)))
-                waiting = [each for each in waiting if each not in decided]
+                waiting = [each for each in waiting
+                           if each not in decided or not rule.may_allow(each)]
             if not waiting:
                 return printable(str(rule))
-        raise Failure(errno.EACCES, 'no rule allows ' + printable(waiting[0].head))
+        raise no_permission(waiting[0], 'a rule that names it, such as "pfxallow %s://"')
+
+
+def no_permission(level, remedy):
+    """The Failure for a level that nothing allows; remedy says what a program needs, with %s."""
+    text = 'no rule allows ' + printable(level.head)
+    if level.command:
+        text = '%s:// runs a program on this host; it needs ' % level.scheme + remedy % level.scheme
+    unknown = level.command and level.scheme != 'cmd'
+    return Failure(errno.EPROTONOSUPPORT if unknown else errno.EACCES, text)
 
 
 def follow_alias(text):
@@ -543,7 +610,7 @@ def follow_alias(text):
     return text
 
 
-def read_rules(path, default, parse):
+def read_rules(path, default, parse, commands=False):
     """Read the rules file and the default VNL of the command line; either may be None.
 
     parse makes a Vnl of a text. Returns (Rules, warnings); a warning is a str 'FILE:LINE: text'.
@@ -574,7 +641,7 @@ def read_rules(path, default, parse):
             faults.append('%s: %s' % (origin, why(error)))
     if faults:
         raise Failure(errno.EINVAL, '\n'.join(faults))
-    return Rules(first + last + rules, path is not None), warnings
+    return Rules(first + last + rules, path is not None, commands), warnings
 
 
 def read_lines(path):
@@ -613,6 +680,12 @@ class Burst:
         self.buf = bytearray(size)
         self.view = memoryview(self.buf)
         self.starts, self.ends = [], []
+
+    def part(self, starts, ends):
+        """Some of the frames, in the same buffer."""
+        other = Burst.__new__(Burst)
+        other.buf, other.view, other.starts, other.ends = self.buf, self.view, starts, ends
+        return other
 
 
 class MacTable:
@@ -660,16 +733,18 @@ FATES = {
     'datagram': {errno.EAGAIN: DROP, errno.ENOBUFS: DROP, errno.ECONNREFUSED: DROP,
                  errno.EHOSTUNREACH: DROP, errno.ENETUNREACH: DROP, errno.ENETDOWN: DROP,
                  errno.EPERM: DROP, errno.EMSGSIZE: DROP, errno.EBADF: END, None: DROP},
-    'local socket': {errno.EAGAIN: DROP, errno.ENOBUFS: DROP, errno.EMSGSIZE: DROP,
-                     errno.EPIPE: GONE, errno.ENOTCONN: GONE, errno.ECONNREFUSED: GONE,
-                     errno.ECONNRESET: GONE, errno.EBADF: END, None: DROP},
+    'local socket': {errno.EAGAIN: DROP, errno.ENOBUFS: DROP, errno.ENOMEM: DROP,
+                     errno.EMSGSIZE: DROP, errno.EPIPE: GONE, errno.ENOTCONN: GONE,
+                     errno.ECONNREFUSED: GONE, errno.ECONNRESET: GONE, errno.EBADF: END,
+                     None: DROP},
 }
 
 
 class Plug:
     """One end of a network of frames. For the relay:
 
-    fds()           the descriptors to poll for reading
+    fds()           dict: descriptor -> epoll events to wait for (control sockets too)
+    changed         set by a plug whose fds() changed; cleared by the relay, which asks again
     recv(fd)        a Burst of the frames that wait there; an empty one when nothing is for us
     send(burst)     send frames; never waits; frames that can't be sent are counted in drops
     close()         leave the network; may be called twice
@@ -684,10 +759,13 @@ class Plug:
     DEFAULTS        dict: option name -> the value that is the same as leaving it out
     IDENTITY        the options that, with the address, name the network
     NESTS           does a VNL in braces follow?
+    RAW             is everything after :// the address, quotes and all?
+    COMMAND         does the host run a program for it? Then a rule must name the scheme
     bare_option()   the option that a word without '=' is the value of, or None
     normal_address()  the address in its one canonical form; raises ValueError
     fill_in()       address and options with what is left out filled in
-    __init__(vnl)   open the network; raises Failure with the errno for the client
+    open(vnl, who)  the plug, its network open; who (str) is told to a switch that asks for it.
+                    Raises Failure with the errno for the client
     """
 
     STYLE = ''
@@ -695,10 +773,17 @@ class Plug:
     DEFAULTS = {}
     IDENTITY = ()
     NESTS = False
+    RAW = False
+    COMMAND = False
 
     headroom = 0
     gap = 0
     drops = 0
+    changed = False
+
+    @classmethod
+    def open(cls, vnl, who):
+        return cls(vnl)
 
     @staticmethod
     def bare_option(text):
@@ -738,6 +823,9 @@ class Plug:
         self.drops += frames
 
 
+EMPTY = Burst(0)
+
+
 # A buffer is small until a burst fills it: an idle interface then costs little memory, and a busy
 # one gets what the longest trains need.
 SLOT = FRAME_MAX + 1                        # one byte more: shows that a frame is too long
@@ -745,20 +833,18 @@ SMALL_BUFFER = 2 * SLOT
 LARGE_BUFFER = (65536 + SLOT, 2 * 65536)    # of frames from a TAP; of trains from a socket
 
 
-class Tap(Plug):
-    """A TAP interface, given its descriptor, which others may hold as well.
+class Packets(Plug):
+    """A descriptor of which one read() or write() is one frame: a TAP, a local socket."""
 
-    Whoever shares the open file can make reads wait, steal frames or change its flags; that hurts
-    this interface only, since nothing else is done by this process.
-    """
+    READING, WRITING = 'local socket', 'local socket'       # places in FATES
 
-    def __init__(self, fd, name):
-        self.fd, self.name = fd, name
+    def __init__(self, fd):
+        self.fd = fd
         self.burst = None
         os.set_blocking(fd, False)
 
     def fds(self):
-        return (self.fd,)
+        return {self.fd: select.EPOLLIN}
 
     def recv(self, fd):
         burst = self.burst = self.burst or Burst(SMALL_BUFFER)
@@ -771,16 +857,21 @@ class Tap(Plug):
                 end = start + os.readv(fd, (view[start:start + SLOT],))
                 if end - start == SLOT:
                     self.drops += 1
-                    continue
-                starts.append(start)
-                ends.append(end)
-                start = end + gap
+                elif end > start:
+                    starts.append(start)
+                    ends.append(end)
+                    start = end + gap
+                else:
+                    self.empty_packet()
             if len(view) == SMALL_BUFFER:
                 self.burst = Burst(LARGE_BUFFER[0])
         except OSError as error:
             if error.errno != errno.EAGAIN:
-                self.lost('TAP read', error)
+                self.lost(self.READING, error)
         return burst
+
+    def empty_packet(self):
+        """A read gave nothing: from a datagram socket an empty datagram, and nothing it is."""
 
     def send(self, burst):
         write, fd, view = os.write, self.fd, burst.view
@@ -788,12 +879,26 @@ class Tap(Plug):
             try:
                 write(fd, view[start:end])
             except OSError as error:
-                self.lost('TAP write', error)
+                self.lost(self.WRITING, error)
 
     def close(self):
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+class Tap(Packets):
+    """A TAP interface, given its descriptor, which others may hold as well.
+
+    Whoever shares the open file can make reads wait, steal frames or change its flags; that hurts
+    this interface only, since nothing else is done by this process.
+    """
+
+    READING, WRITING = 'TAP read', 'TAP write'
+
+    def __init__(self, fd, name):
+        super().__init__(fd)
+        self.name = name
 
     def set_carrier(self, on):
         """Show or hide the carrier, as when a cable is pulled (Linux 5.0; nothing before)."""
@@ -838,7 +943,7 @@ class Null(Plug):
         pass
 
     def fds(self):
-        return ()
+        return {}
 
     def send(self, burst):
         pass
@@ -881,7 +986,7 @@ class UdpPort:
         for index in range(first, last):
             datagram = view[starts[index] - header:ends[index]]
             try:
-                self.sock.sendto(datagram, socket.MSG_DONTWAIT, peer)
+                self.sock.sendto(datagram, MSG_DONTWAIT, peer)
             except OSError as error:
                 plug.lost('datagram', error)
 
@@ -896,7 +1001,7 @@ class UdpPort:
             pieces = [view[starts[index] - header:ends[index]] for index in range(first, last)]
         try:
             self.sock.sendmsg(pieces, ((SOL_UDP, UDP_SEGMENT, struct.pack('H', size)),),
-                              socket.MSG_DONTWAIT, peer)
+                              MSG_DONTWAIT, peer)
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.EMSGSIZE, errno.EIO, errno.EOPNOTSUPP):
                 plug.lost('datagram', error, last - first)
@@ -923,13 +1028,13 @@ class UdpPort:
                 return
             try:
                 length, ancillary, flags, peer = recvmsg_into(
-                    (view[start:],), 32, socket.MSG_DONTWAIT)
+                    (view[start:],), 32, MSG_DONTWAIT)
             except BlockingIOError:
                 return
             except OSError as error:
                 plug.lost('datagram', error)
                 continue
-            if flags & socket.MSG_TRUNC:
+            if flags & MSG_TRUNC:
                 plug.drops += 1
                 continue
             size = INT.unpack(ancillary[0][2])[0] if ancillary else length
@@ -947,14 +1052,14 @@ class UdpPort:
 class IPv4:
     """What the plugs over UDP need to know of IPv4."""
 
-    FAMILY, LEVEL, ANY = socket.AF_INET, socket.IPPROTO_IP, '0.0.0.0'
+    FAMILY, LEVEL, ANY = AF_INET, socket.IPPROTO_IP, '0.0.0.0'
     TTL, MULTICAST_TTL = socket.IP_TTL, socket.IP_MULTICAST_TTL
     MULTICAST_IF, MULTICAST_ALL = socket.IP_MULTICAST_IF, IP_MULTICAST_ALL
-    JOIN = socket.IP_ADD_MEMBERSHIP
+    MULTICAST_LOOP, JOIN = socket.IP_MULTICAST_LOOP, socket.IP_ADD_MEMBERSHIP
 
     @staticmethod
     def membership(group, index):
-        return IP_MREQN.pack(socket.inet_pton(socket.AF_INET, group), bytes(4), index)
+        return IP_MREQN.pack(socket.inet_pton(AF_INET, group), bytes(4), index)
 
     @staticmethod
     def outgoing(index):
@@ -968,14 +1073,14 @@ class IPv4:
 class IPv6:
     """What the plugs over UDP need to know of IPv6."""
 
-    FAMILY, LEVEL, ANY = socket.AF_INET6, socket.IPPROTO_IPV6, '::'
+    FAMILY, LEVEL, ANY = AF_INET6, socket.IPPROTO_IPV6, '::'
     TTL, MULTICAST_TTL = socket.IPV6_UNICAST_HOPS, socket.IPV6_MULTICAST_HOPS
     MULTICAST_IF, MULTICAST_ALL = socket.IPV6_MULTICAST_IF, IPV6_MULTICAST_ALL
-    JOIN = socket.IPV6_JOIN_GROUP
+    MULTICAST_LOOP, JOIN = socket.IPV6_MULTICAST_LOOP, socket.IPV6_JOIN_GROUP
 
     @staticmethod
     def membership(group, index):
-        return IPV6_MREQ.pack(socket.inet_pton(socket.AF_INET6, group), index)
+        return IPV6_MREQ.pack(socket.inet_pton(AF_INET6, group), index)
 
     @staticmethod
     def outgoing(index):
@@ -1004,7 +1109,7 @@ def is_multicast(address):
     """Is a canonical IP address a multicast group?"""
     family = ip_family(address).FAMILY
     first = socket.inet_pton(family, address)[0]
-    return first == 0xff if family == socket.AF_INET6 else 0xe0 <= first <= 0xef
+    return first == 0xff if family == AF_INET6 else 0xe0 <= first <= 0xef
 
 
 def interface_option(value):
@@ -1022,7 +1127,7 @@ def interface_index(name):
 
 def open_udp(family, address, port, index, receive_buffer, reuse=False):
     """A bound UDP socket with large buffers. Raises OSError."""
-    sock = socket.socket(family.FAMILY, socket.SOCK_DGRAM)
+    sock = socket.socket(family.FAMILY, SOCK_DGRAM)
     try:
         if family is IPv6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -1056,15 +1161,12 @@ def join_group(sock, family, group, index):
     sock.setsockopt(family.LEVEL, family.JOIN, family.membership(group, index))
 
 
-class Vxvde(Plug):
-    """vxvde://GROUP: frames over UDP, multicast until a MAC's place is learned.
+class Overlay(Plug):
+    """Frames in UDP behind a VXLAN header, to a multicast group until a MAC's place is learned.
 
-    Two sockets. The group socket hears the group. The own socket sends everything, and hears what
-    others send to us alone: a peer is known by the address and port of its own socket. A frame's
-    source MAC is learned with the peer it came from; a frame to a known MAC goes to its peer, and
-    every other frame to the group. What we send to the group comes back to us (other nodes may
-    live on this host) and is recognised by our own port and a local address. A header without a
-    frame says that its sender leaves.
+    A frame's source MAC is learned with the peer it came from; a frame to a known MAC goes to its
+    peer, and every other frame to the group. The two schemes differ in their sockets, and in what
+    a peer is.
     """
 
     STYLE = '/'
@@ -1077,7 +1179,6 @@ class Vxvde(Plug):
 
     SAME = headroom + 12        # bytes that are alike in all frames of a train: header and MACs
     LEARN_AGAIN = 1.0           # seconds; the same MAC and peer are learned this often
-    BELIEVE = 10.0              # seconds; as long an address is believed to be ours, or not
 
     @staticmethod
     def normal_address(address, options):
@@ -1094,7 +1195,7 @@ class Vxvde(Plug):
     @staticmethod
     def fill_in(address, options):
         filled = {name: value for name, value in options.items() if name not in ('v4', 'v6', 'grp')}
-        address = address or VXVDE_GROUPS[6 if 'v6' in options else 4]
+        address = address or OVERLAY_GROUPS[6 if 'v6' in options else 4]
         if 'grp' in options:
             family, last = ip_family(address).FAMILY, int(options['grp']) & 0xffffff
             binary = socket.inet_pton(family, address)[:-3] + last.to_bytes(3, 'big')
@@ -1106,36 +1207,42 @@ class Vxvde(Plug):
         group, given = self.fill_in(vnl.address, vnl.options)
         options = dict(self.DEFAULTS, **given)
         family, index = ip_family(group), interface_index(options.get('if'))
-        self.own = self.group = None
         self.header = VXLAN_HEADER.pack(VXLAN_FLAGS, int(options['vni']) << 8)
         self.everyone = family.socket_address(group, int(options['port']), index)
+        self.sender = None                  # the UdpPort that sends
+        self.ports = {}                     # descriptor -> UdpPort
         try:
-            sock = open_udp(family, options.get('bind', family.ANY), 0, 0,
-                            options.get('rcvbuf', RECEIVE_BUFFER))
-            self.own = UdpPort(sock, self.headroom)
-            sock.setsockopt(family.LEVEL, family.TTL, int(options['ttl']))
-            sock.setsockopt(family.LEVEL, family.MULTICAST_TTL, int(options['ttl']))
-            if index:
-                sock.setsockopt(family.LEVEL, family.MULTICAST_IF, family.outgoing(index))
-            sock = open_udp(family, *self.everyone[:2], index=index, reuse=True,
-                            receive_buffer=options.get('rcvbuf', RECEIVE_BUFFER))
-            self.group = UdpPort(sock, self.headroom)
-            join_group(sock, family, group, index)
+            self.open_sockets(family, group, index, options)
         except OSError as error:
             self.close()
-            raise Failure(error.errno, 'group %s: %s' % (group, why(error)) + (
-                ' (no route to it; name an interface with if=, or: ip route add %s dev IFACE)'
-                % group if error.errno in (errno.ENODEV, errno.ENETUNREACH) else ''))
-        self.ports = {port.sock.fileno(): port for port in (self.own, self.group)}
-        self.own_port = self.own.sock.getsockname()[1]
+            sentence = 'group %s: %s' % (group, why(error))
+            if error.errno in (errno.ENODEV, errno.ENETUNREACH):
+                sentence += ' (no route to it: use if=, or "ip route add %s dev IFACE")' % group
+            raise Failure(error.errno, sentence)
         self.macs = MacTable(float(options['expiretime']))
         self.burst = None
         self.seen = self.seen_peer = None   # the SAME bytes and the peer of the last good frame
         self.seen_time = 0.0
-        self.local = {}                     # address -> (is it ours, until when we believe it)
+
+    def open_sockets(self, family, group, index, options):
+        """Fill in sender and ports. Raises OSError."""
+        raise NotImplementedError
+
+    def add_socket(self, sock):
+        """Make an open socket one of the ports."""
+        port = self.ports[sock.fileno()] = UdpPort(sock, self.headroom)
+        return port
 
     def fds(self):
-        return tuple(self.ports)
+        return dict.fromkeys(self.ports, select.EPOLLIN)
+
+    def is_echo(self, peer, now):
+        """Did we send what came from this peer?"""
+        return False
+
+    def peer_of(self, address):
+        """Whom to send to, for a frame that came from a socket address."""
+        return address
 
     def recv(self, fd):
         burst = self.burst = self.burst or Burst(SMALL_BUFFER)
@@ -1145,7 +1252,7 @@ class Vxvde(Plug):
         if now - self.seen_time > self.LEARN_AGAIN:
             self.seen_peer, self.seen_time = None, now
         for start, end, size, peer in self.ports[fd].trains(burst.view, self):
-            if peer[1] == self.own_port and self.is_local(peer, now):
+            if self.is_echo(peer, now):
                 continue
             same = peer == self.seen_peer
             while start < end:
@@ -1158,8 +1265,8 @@ class Vxvde(Plug):
                 start = stop
         if len(burst.buf) == SMALL_BUFFER and ends and ends[-1] + SLOT > SMALL_BUFFER:
             self.burst = Burst(LARGE_BUFFER[1])
-            self.own.grow()
-            self.group.grow()
+            for port in self.ports.values():
+                port.grow()
         return burst
 
     def look(self, buf, start, stop, peer, now):
@@ -1168,7 +1275,7 @@ class Vxvde(Plug):
             self.drops += 1
             return False
         if stop - start == self.headroom:
-            self.macs.forget(peer)
+            self.macs.forget(self.peer_of(peer))
             self.seen_peer = None
             return False
         if not ETHERNET_HEADER <= stop - start - self.headroom <= FRAME_MAX:
@@ -1176,24 +1283,9 @@ class Vxvde(Plug):
             return False
         source = buf[start + 14:start + 20]
         if not source[0] & 1:
-            self.macs.learn(int.from_bytes(source, 'big'), peer, now)
+            self.macs.learn(int.from_bytes(source, 'big'), self.peer_of(peer), now)
         self.seen, self.seen_peer = bytes(buf[start:start + self.SAME]), peer
         return True
-
-    def is_local(self, peer, now):
-        """Is a peer on this host? The kernel tells by the address that it would answer from."""
-        known, until = self.local.get(peer[0], (False, 0.0))
-        if now > until:
-            with socket.socket(self.own.sock.family, socket.SOCK_DGRAM) as probe:
-                try:
-                    probe.connect(peer)
-                    known = probe.getsockname()[0] == peer[0]
-                except OSError:
-                    known = False
-            if len(self.local) >= MACS_MAX:
-                self.local.clear()
-            self.local[peer[0]] = known, now + self.BELIEVE
-        return known
 
     def send(self, burst):
         buf, starts, ends, header = burst.buf, burst.starts, burst.ends, self.header
@@ -1212,28 +1304,1317 @@ class Vxvde(Plug):
                     and startswith(target, starts[last])):
                 last += 1
             peer = None if target[0] & 1 else self.macs.find(int.from_bytes(target, 'big'), now)
-            self.own.send(burst, first, last, peer or self.everyone, self)
+            self.sender.send(burst, first, last, peer or self.everyone, self)
             first = last
 
     def close(self):
-        if self.own and self.group:         # open as a whole: tell the others
-            try:
-                self.own.sock.sendto(self.header, socket.MSG_DONTWAIT, self.everyone)
-            except OSError:
-                pass
-        for port in self.own, self.group:
-            if port:
-                port.sock.close()
-        self.own = self.group = None
+        for port in self.ports.values():
+            port.sock.close()
+        self.ports = {}
 
     def hung_up(self, fd):
         self.ports[fd].sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)      # reading clears it
 
 
+class Vxvde(Overlay):
+    """vxvde://GROUP: a network without a switch; a peer is an address and a port.
+
+    Two sockets. The group socket hears the group. The own socket sends everything, and hears what
+    others send to us alone. What we send to the group comes back to us (other nodes may live on
+    this host) and is recognised by our own port and a local address. A header without a frame says
+    that its sender leaves.
+    """
+
+    BELIEVE = 10.0              # seconds; as long an address is believed to be ours, or not
+
+    def open_sockets(self, family, group, index, options):
+        receive_buffer = options.get('rcvbuf', RECEIVE_BUFFER)
+        own = open_udp(family, options.get('bind', family.ANY), 0, 0, receive_buffer)
+        self.sender = self.add_socket(own)
+        own.setsockopt(family.LEVEL, family.TTL, int(options['ttl']))
+        own.setsockopt(family.LEVEL, family.MULTICAST_TTL, int(options['ttl']))
+        if index:
+            own.setsockopt(family.LEVEL, family.MULTICAST_IF, family.outgoing(index))
+        heard = open_udp(family, group, int(options['port']), index, receive_buffer, reuse=True)
+        self.add_socket(heard)
+        join_group(heard, family, group, index)
+        self.own_port, self.family = own.getsockname()[1], family
+        self.local = {}                     # address -> (is it ours, until when we believe it)
+
+    def is_echo(self, peer, now):
+        """The kernel tells whether an address is ours by the address that it would answer from."""
+        if peer[1] != self.own_port:
+            return False
+        known, until = self.local.get(peer[0], (False, 0.0))
+        if now > until:
+            with socket.socket(self.family.FAMILY, SOCK_DGRAM) as probe:
+                try:
+                    probe.connect(peer)
+                    known = peer[0] in (probe.getsockname()[0], self.family.ANY)
+                except OSError:
+                    known = False
+            if len(self.local) >= MACS_MAX:
+                self.local.clear()
+            self.local[peer[0]] = known, now + self.BELIEVE
+        return known
+
+    def close(self):
+        if self.ports:                      # tell the others
+            try:
+                self.sender.sock.sendto(self.header, MSG_DONTWAIT, self.everyone)
+            except (OSError, AttributeError):
+                pass
+        super().close()
+
+
+class Vxlan(Overlay):
+    """vxlan://GROUP (RFC 7348): what the kernel's vxlan device speaks; a peer is an address.
+
+    One socket on the group's port hears and sends everything, and everybody is sent to on that
+    port, so a host has room for one. The group does not come back to us.
+    """
+
+    OPTIONS = {name: Overlay.OPTIONS[name] for name in Overlay.OPTIONS
+               if name not in ('grp', 'bind')}
+    DEFAULTS = dict(Overlay.DEFAULTS, port='4789')
+
+    def open_sockets(self, family, group, index, options):
+        sock = open_udp(family, family.ANY, int(options['port']), 0,
+                        options.get('rcvbuf', RECEIVE_BUFFER))
+        self.sender = self.add_socket(sock)
+        sock.setsockopt(family.LEVEL, family.TTL, int(options['ttl']))
+        sock.setsockopt(family.LEVEL, family.MULTICAST_TTL, int(options['ttl']))
+        sock.setsockopt(family.LEVEL, family.MULTICAST_LOOP, 0)
+        if index:
+            sock.setsockopt(family.LEVEL, family.MULTICAST_IF, family.outgoing(index))
+        join_group(sock, family, group, index)
+
+    def peer_of(self, address):
+        return (address[0], self.everyone[1]) + address[2:]
+
+
+class Udp(Plug):
+    """udp://[[ADDRESS:]PORT]->HOST:PORT: frames in UDP to one peer, without a header."""
+
+    @staticmethod
+    def normal_address(address, options):
+        source, arrow, target = address.partition('->')
+        if not arrow:
+            raise ValueError('no destination; udp://[[ADDRESS:]PORT]->HOST:PORT')
+        host, port = split_host(target)
+        if not host or not port:
+            raise ValueError('no destination; udp://[[ADDRESS:]PORT]->HOST:PORT')
+        mine, my_port = split_host(source if ':' in source else ':' + source)
+        if mine:
+            mine = ip_text(mine)
+        return '%s->%s' % (join_host(mine, my_port) if mine else my_port, join_host(host, port))
+
+    def __init__(self, vnl):
+        source, _, target = vnl.address.partition('->')
+        mine, my_port = split_host(source if ':' in source else ':' + source)
+        host, port = split_host(target)
+        wanted = ip_family(mine).FAMILY if mine else 0
+        try:
+            number, _, _, _, self.peer = socket.getaddrinfo(host, int(port), wanted,
+                                                            SOCK_DGRAM)[0]
+        except (OSError, UnicodeError) as error:
+            raise Failure(errno.EHOSTUNREACH, 'host %s: %s' % (printable(host), error))
+        family = IPv6 if number == AF_INET6 else IPv4
+        try:
+            with socket.socket(number, SOCK_DGRAM) as probe:
+                probe.connect(self.peer)    # is there a route?
+            sock = open_udp(family, mine or family.ANY, int(my_port or 0), 0, RECEIVE_BUFFER)
+        except OSError as error:
+            raise Failure(error.errno, 'udp %s: %s' % (printable(vnl.address), why(error)))
+        self.port = UdpPort(sock, 0)
+        self.burst = None
+
+    def fds(self):
+        return {self.port.sock.fileno(): select.EPOLLIN}
+
+    def recv(self, fd):
+        burst = self.burst = self.burst or Burst(SMALL_BUFFER)
+        starts, ends = burst.starts, burst.ends
+        del starts[:], ends[:]
+        for start, end, size, peer in self.port.trains(burst.view, self):
+            if peer[:2] != self.peer[:2]:
+                self.drops += 1
+                continue
+            while start < end:
+                stop = min(start + size, end)
+                if ETHERNET_HEADER <= stop - start <= FRAME_MAX:
+                    starts.append(start)
+                    ends.append(stop)
+                else:
+                    self.drops += stop > start
+                start = stop
+        if len(burst.buf) == SMALL_BUFFER and ends and ends[-1] + SLOT > SMALL_BUFFER:
+            self.burst = Burst(LARGE_BUFFER[1])
+            self.port.grow()
+        return burst
+
+    def send(self, burst):
+        starts, ends = burst.starts, burst.ends
+        first, count = 0, len(starts)
+        while first < count:
+            length, last = ends[first] - starts[first], first + 1
+            while last < count and ends[last] - starts[last] == length:
+                last += 1
+            if last < count and ends[last] - starts[last] < length:
+                last += 1
+            self.port.send(burst, first, last, self.peer, self)
+            first = last
+
+    def close(self):
+        self.port.sock.close()
+
+    def hung_up(self, fd):
+        self.port.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)           # reading clears it
+
+
+def split_host(text):
+    """('host', 'port') of host:port, [IPv6]:port or :port. Raises ValueError."""
+    host, _, port = text.rpartition(':')
+    if host.startswith('[') and host.endswith(']'):
+        host = ip_text(host[1:-1])
+    elif ':' in host or '[' in host:
+        raise ValueError('%s: an IPv6 address goes in brackets' % printable(text))
+    return host, number(1, 65535)(port) if port else ''
+
+
+def join_host(host, port):
+    """host:port, with an IPv6 address in brackets."""
+    return '%s:%s' % ('[%s]' % host if ':' in host else host, port)
+
+
+class MacVtap(Tap):
+    """macvtap://NAME: a macvtap interface of the daemon's own network namespace."""
+
+    @staticmethod
+    def normal_address(address, options):
+        return interface_name(address)
+
+    def __init__(self, vnl):
+        path = '/dev/tap%d' % interface_index(vnl.address)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise Failure(error.errno, '%s (%s): %s' % (path, vnl.address, why(error)))
+        try:
+            fcntl.ioctl(fd, TUNSETIFF, IFREQ.pack(os.fsencode(vnl.address), IFF_TAP | IFF_NO_PI))
+        except OSError as error:
+            os.close(fd)
+            raise Failure(error.errno, 'macvtap %s: %s' % (vnl.address, why(error)))
+        super().__init__(fd, vnl.address)
+
+
+class LocalSocket(Packets):
+    """A connected UNIX socket that keeps packets whole."""
+
+    WAIT = 5                    # milliseconds that a full receiver is waited for, once a burst
+
+    def __init__(self, sock):
+        self.sock, self.put = sock, sock.send
+        self.stalled = False    # the receiver did not read within WAIT; it is not waited for again
+        set_buffer(sock, SO_SNDBUFFORCE, socket.SO_SNDBUF, SEND_BUFFER)
+        super().__init__(sock.fileno())
+
+    def send(self, burst):
+        """A UNIX datagram socket queues few frames (net.unix.max_dgram_qlen, 10): wait a moment.
+
+        The receiver reads while we wait; frames come from the TAP's own queue meanwhile.
+        """
+        put, view, waited = self.put, burst.view, self.stalled
+        for start, end in zip(burst.starts, burst.ends):
+            try:
+                try:
+                    put(view[start:end])
+                except BlockingIOError:
+                    if waited:
+                        raise
+                    waited = not self.wait()
+                    put(view[start:end])
+                self.stalled = False
+            except OSError as error:
+                self.lost(self.WRITING, error)
+        self.stalled = waited
+
+    def wait(self):
+        """Wait until the socket takes a frame; False when it did not in time."""
+        poller = select.poll()
+        poller.register(self.fd, select.POLLOUT)
+        return bool(poller.poll(self.WAIT))
+
+    def close(self):
+        self.sock.close()
+        self.fd = -1
+
+
+class SeqPacket(LocalSocket):
+    """seqpacket://FD: a SOCK_SEQPACKET socket that the daemon inherited."""
+
+    @staticmethod
+    def normal_address(address, options):
+        return number(3, 1 << 20)(address)
+
+    def __init__(self, vnl):
+        try:
+            sock = socket.socket(fileno=os.dup(int(vnl.address)))
+        except OSError as error:
+            raise Failure(error.errno, 'descriptor %s: %s' % (vnl.address, why(error)))
+        if sock.family != AF_UNIX or sock.type & 0xf != SOCK_SEQPACKET:
+            sock.close()
+            raise Failure(errno.EBADF, 'descriptor %s: no SOCK_SEQPACKET socket' % vnl.address)
+        super().__init__(sock)
+
+    def empty_packet(self):
+        raise Ended('the other end of the socket was closed')
+
+
+def normal_path(path):
+    """An absolute path without . and .. and double slashes; '' stays ''."""
+    return '/' + os.path.normpath(os.path.join(START_DIRECTORY, path)).lstrip('/') if path else ''
+
+
+class PathPlug:
+    """What the schemes have in common whose address is a path and whose options are in brackets."""
+
+    STYLE = '['
+
+    @staticmethod
+    def normal_address(address, options):
+        return normal_path(address)
+
+
+def pack_path(path):
+    """A struct sockaddr_un (110 bytes). Raises Failure for a path that is too long."""
+    binary = os.fsencode(path)
+    if len(binary) > SUN_PATH_MAX:
+        raise Failure(errno.ENAMETOOLONG,
+                      '%s: longer than %d bytes' % (printable(path), SUN_PATH_MAX))
+    return SOCKADDR_UN.pack(AF_UNIX, binary)
+
+
+def unpack_path(data):
+    """The path (bytes) of a struct sockaddr_un, b'' when there is none. Raises ValueError."""
+    if len(data) < SOCKADDR_UN.size:
+        raise ValueError('short sockaddr_un')
+    family, path = SOCKADDR_UN.unpack(data[:SOCKADDR_UN.size])
+    if family != AF_UNIX:
+        raise ValueError('not a sockaddr_un')
+    return path.partition(b'\0')[0]
+
+
+class Vde(PathPlug, LocalSocket):
+    """vde://PATH[PORT]: a port of a vde_switch, or of a hub:// or switch:// node.
+
+    We bind a datagram socket and tell its name to the switch, on a stream connection to its control
+    socket; the switch answers with the name of its own datagram socket. Frames are datagrams. The
+    end of the stream means that the switch is gone.
+    """
+
+    OPTIONS = {'port': number(1, 0xffffff), 'portgroup': word, 'group': group_number,
+               'mode': mode_option}
+    DEFAULTS = {'mode': '700'}
+    IDENTITY = ('port', 'portgroup')
+    ANSWER_TIME = 3.0           # seconds that a switch has to answer
+
+    @classmethod
+    def open(cls, vnl, who):
+        return cls(vnl, who)
+
+    @staticmethod
+    def bare_option(text):
+        return 'portgroup' if set(text) - set('0123456789') else 'port'
+
+    def __init__(self, vnl, who):
+        data = socket.socket(AF_UNIX, SOCK_DGRAM)
+        self.control = socket.socket(AF_UNIX, SOCK_STREAM)
+        self.control.settimeout(self.ANSWER_TIME)
+        name = None
+        doing = 'switch ' + (printable(vnl.address) or '(default)')
+        try:
+            directory = self.connect_control(vnl.address, vnl.options.get('portgroup'))
+            doing = 'switch ' + printable(directory)
+            name = self.bind_data(data, directory, vnl.options)
+            data.connect(self.introduce(name, vnl.options.get('port'), who, doing))
+        except OSError as error:
+            self.control.close()
+            data.close()
+            if isinstance(error, socket.timeout):
+                raise Failure(errno.ETIMEDOUT, doing + ': no answer')
+            raise Failure(error.errno or errno.EIO, '%s: %s' % (doing, why(error)))
+        except Failure:
+            self.control.close()
+            data.close()
+            raise
+        finally:
+            if name:
+                os.unlink(name)
+        self.control.setblocking(False)
+        super().__init__(data)
+
+    def connect_control(self, path, portgroup):
+        """Connect to a switch's control socket; return the switch's directory."""
+        home = os.environ.get('HOME') or pwd.getpwuid(os.getuid()).pw_dir
+        places = [path] if path else [
+            os.path.join(home, '.vdeplug/default'), os.path.join(home, '.vde2/default.switch'),
+            '/var/run/vde.ctl', '/tmp/vde.ctl']
+        first = None
+        for place in places:
+            for name in filter(None, (portgroup, 'ctl')):
+                if '/' in name:
+                    raise Failure(errno.EINVAL, 'portgroup %s: not a name' % printable(name))
+                try:
+                    pack_path(os.path.join(place, name))
+                    self.control.connect(os.path.join(place, name))
+                    return place
+                except OSError as error:
+                    first = first or error
+        raise first
+
+    @staticmethod
+    def bind_data(data, directory, options):
+        """Bind the data socket to a free name that the switch can reach; return the name."""
+        owner = os.stat(os.path.join(directory, 'ctl')).st_uid
+        mode = int(options['mode'], 8) if 'mode' in options else (
+            0o700 if owner in (0, os.geteuid()) else 0o777)
+        umask = os.umask(0o777 & ~mode)
+        try:
+            for place in directory + '/.', '/var/run/vde.', '/var/tmp/vde.', '/tmp/vde.':
+                for count in range(100):
+                    name = '%s%05d-%05d' % (place, os.getpid(), count)
+                    try:
+                        data.bind(name)
+                    except OSError as error:
+                        if error.errno == errno.EADDRINUSE:
+                            continue
+                        if place.startswith('/tmp'):
+                            raise
+                        break
+                    if 'group' in options:
+                        os.chown(name, -1, int(options['group']))
+                    return name
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        finally:
+            os.umask(umask)
+
+    def introduce(self, name, port, who, doing):
+        """Tell the switch who we are; return the path (bytes) of its data socket."""
+        request = SWITCH_REQUEST.pack(SWITCH_MAGIC, SWITCH_VERSION, int(port or 0) << 8)
+        self.control.sendall(request + pack_path(name) + os.fsencode(who)[:SWITCH_TEXT_MAX])
+        answer = b''
+        while len(answer) < SOCKADDR_UN.size:
+            part = self.control.recv(SOCKADDR_UN.size - len(answer))
+            if not part:
+                raise Failure(errno.EBUSY if port else errno.ECONNREFUSED,
+                              doing + (': port %s is taken or not allowed' % port if port
+                                       else ': it let us not in'))
+            answer += part
+        try:
+            return unpack_path(answer)
+        except ValueError as error:
+            raise Failure(errno.EPROTO, '%s: %s' % (doing, error))
+
+    def fds(self):
+        return {self.fd: select.EPOLLIN, self.control.fileno(): select.EPOLLIN}
+
+    def recv(self, fd):
+        if fd == self.fd:
+            return super().recv(fd)
+        try:
+            if not self.control.recv(4096):
+                raise PlugGone(errno.ECONNRESET, 'the switch is gone')
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            raise PlugGone(error.errno, 'the switch is gone: ' + why(error))
+        return EMPTY
+
+    def hung_up(self, fd):
+        raise PlugGone(errno.ECONNRESET, 'the switch is gone')
+
+    def close(self):
+        self.control.close()
+        super().close()
+class Ptp(PathPlug, LocalSocket):
+    """ptp://PATH: one other program at the same path.
+
+    Who comes first binds PATH and sends to PATH+, who comes second the other way round, both with
+    datagrams. Newer programs wait at PATH with a SOCK_SEQPACKET socket instead: we connect to it.
+    """
+
+    WRITING = 'datagram'        # nobody there is no error: the other may come later
+    OPTIONS = {'group': group_number, 'mode': mode_option}
+    DEFAULTS = {'mode': '700'}
+    ANSWER_TIME = 2.0           # seconds for the byte that says that we are accepted
+    NAP = 0.0003                # seconds until a full receiver is tried again
+
+    @staticmethod
+    def normal_address(address, options):
+        if not address:
+            raise ValueError('ptp:// needs a path')
+        return normal_path(address)
+
+    def __init__(self, vnl):
+        path, self.name = vnl.address, None
+        doing = 'ptp ' + printable(path)
+        pack_path(path + '+')
+        try:
+            sock = self.bind_first(vnl.options, (path, path + '+'), (path + '+', path)) \
+                or self.connect_packets(path)
+        except OSError as error:
+            raise Failure(error.errno or errno.ETIMEDOUT, '%s: %s' % (doing, why(error)))
+        super().__init__(sock)
+        if self.name:
+            self.put = lambda frame: sock.sendto(frame, self.peer)
+        else:
+            self.WRITING = 'local socket'
+
+    def bind_first(self, options, *names):
+        """A datagram socket with the first free name; None when packets are spoken there."""
+        sock = socket.socket(AF_UNIX, SOCK_DGRAM)
+        umask = os.umask(0o777 & ~int(options.get('mode', self.DEFAULTS['mode']), 8))
+        try:
+            for name, peer in names:
+                if remove_stale(name, SOCK_DGRAM):
+                    sock.bind(name)
+                    self.name, self.peer = name, peer
+                    if 'group' in options:
+                        os.chown(name, -1, int(options['group']))
+                    return sock
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        except OSError as error:
+            sock.close()
+            if error.errno != errno.EPROTOTYPE:
+                raise
+            return None
+        finally:
+            os.umask(umask)
+
+    def connect_packets(self, path):
+        """The other dialect: connect, and wait for one byte, 0 or an errno."""
+        sock = socket.socket(AF_UNIX, SOCK_SEQPACKET)
+        try:
+            sock.settimeout(self.ANSWER_TIME)
+            sock.connect(path)
+            answer = sock.recv(1)
+            if answer != b'\0':
+                number = answer[0] if answer else errno.ECONNREFUSED
+                raise OSError(number, os.strerror(number))
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    def wait(self):
+        if not self.name:
+            return super().wait()
+        time.sleep(self.NAP)                # poll() does not know whom we send to
+        return True
+
+    def empty_packet(self):
+        if not self.name:
+            raise PlugGone(errno.ECONNRESET, 'the other end is gone')
+
+    def close(self):
+        if self.fd >= 0 and self.name:
+            os.unlink(self.name)
+        super().close()
+
+
+def identity_of(path):
+    """The (device, inode) of a file."""
+    status = os.lstat(path)
+    return status.st_dev, status.st_ino
+
+
+def remove_stale(path, kind):
+    """Make a path free for a socket of this kind; False when somebody listens there.
+
+    Only a socket that nobody has open is removed. Raises OSError.
+    """
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
+    except FileNotFoundError:
+        return True
+    with socket.socket(AF_UNIX, kind) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+            return False
+        except BlockingIOError:             # a full backlog: alive
+            return False
+        except FileNotFoundError:
+            return True
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return True
+
+
+class Living(Exception):
+    """A node lives at the path already."""
+
+
+class Port(Packets):
+    """One member of a node: its stream connection and, once it introduced itself, its datagrams.
+
+    A member that reads slowly gets a backlog of its own and holds up nobody; when that is full,
+    its frames are dropped.
+    """
+
+    BACKLOG_MAX = 256           # frames
+
+    def __init__(self, conn):
+        self.conn, self.request = conn, b''
+        self.fd, self.data, self.name, self.burst = -1, None, None, None
+        self.backlog = []
+
+    def attach(self, directory, mode, group):
+        """Answer the request when it is complete. Raises OSError, ValueError for a bad one."""
+        if len(self.request) < SWITCH_REQUEST.size + SOCKADDR_UN.size:
+            return
+        magic, version, _ = SWITCH_REQUEST.unpack(self.request[:SWITCH_REQUEST.size])
+        if (magic, version) != (SWITCH_MAGIC, SWITCH_VERSION):
+            raise ValueError('not a request')
+        self.data = socket.socket(AF_UNIX, SOCK_DGRAM)
+        self.data.connect(unpack_path(self.request[SWITCH_REQUEST.size:]))
+        name = '%s/fd%d' % (directory, self.conn.fileno())
+        bind_with_mode(self.data, name, mode, group)
+        self.name = name
+        set_buffer(self.data, SO_SNDBUFFORCE, socket.SO_SNDBUF, SEND_BUFFER)
+        super().__init__(self.data.fileno())
+        self.conn.send(pack_path(name), MSG_NOSIGNAL)
+
+    def send(self, burst):
+        view, backlog = burst.view, self.backlog
+        for start, end in zip(burst.starts, burst.ends):
+            if not backlog:
+                try:
+                    os.write(self.fd, view[start:end])
+                    continue
+                except BlockingIOError:
+                    self.changed = True
+                except OSError as error:
+                    self.lost('local socket', error)
+                    continue
+            if len(backlog) < self.BACKLOG_MAX:
+                backlog.append(bytes(view[start:end]))
+            else:
+                self.drops += 1
+
+    def flush(self):
+        """Send what waits in the backlog, as far as the member takes it."""
+        done = 0
+        try:
+            for frame in self.backlog:
+                try:
+                    os.write(self.fd, frame)
+                except BlockingIOError:
+                    return
+                except OSError as error:
+                    self.lost('local socket', error)
+                done += 1
+        finally:
+            del self.backlog[:done]
+            self.changed = not self.backlog
+
+    def close(self):
+        self.conn.close()
+        if self.data:
+            self.data.close()
+        if self.name:
+            try:
+                os.unlink(self.name)
+            except OSError:
+                pass
+
+
+def bind_with_mode(sock, path, mode, group=None):
+    """Bind a UNIX socket to a path with these permissions (int) and group (str). Raises OSError."""
+    umask = os.umask(0o777 & ~mode)
+    try:
+        sock.bind(path)
+    finally:
+        os.umask(umask)
+    if group is not None:
+        os.chown(path, -1, int(group))
+
+
+class Node(PathPlug, Plug):
+    """What hub://, switch://, multi:// and bonding:// have in common.
+
+    The first to ask for a path is the node: it makes the directory, listens at PATH/ctl and serves
+    the protocol of Vde, so that every VDE program joins with vde://PATH. Whoever asks for the same
+    path later joins with Vde as well, and when the node goes, one of them is the next. The node
+    holds a lock (flock) on the directory; that settles who.
+    """
+
+    OPTIONS = {'mode': mode_option, 'dirmode': mode_option, 'grp': group_number,
+               'hashsize': number(1, 1 << 24), 'hashseed': word, 'expiretime': number(1, 1 << 31)}
+    DEFAULTS = {'mode': '600', 'hashsize': '256', 'expiretime': '120'}
+    PORTS_MAX = 250
+    TRIES = 20
+
+    @staticmethod
+    def fill_in(address, options):
+        return address or '/tmp/vdenode_' + user_name(), dict(options)
+
+    @classmethod
+    def open(cls, vnl, who):
+        path = cls.fill_in(vnl.address, {})[0]
+        for attempt in range(cls.TRIES):
+            try:
+                return cls(path, dict(cls.DEFAULTS, **vnl.options))
+            except Living:
+                try:
+                    return Vde(Vnl('vde', path, {}, None, 'vde://' + path), who)
+                except Failure as error:    # just going, or just coming
+                    failure = error
+                    time.sleep(0.05)
+            except OSError as error:
+                raise Failure(error.errno, 'node %s: %s' % (printable(path), why(error)))
+        raise failure
+
+    def __init__(self, path, options):
+        self.mode, self.group = int(options['mode'], 8), options.get('grp')
+        directory_mode = int(options['dirmode'], 8) if 'dirmode' in options else (
+            0o2000 | self.mode | (self.mode & 0o444) >> 2)
+        pack_path(path + '/fd99999')
+        self.path, self.listener = path, None
+        self.conns, self.ports = {}, {}     # descriptor of the connection, of the data -> Port
+        self.directory = self.lock_directory(path, directory_mode)
+        self.listener = socket.socket(AF_UNIX, SOCK_STREAM)
+        try:
+            bind_with_mode(self.listener, path + '/ctl', self.mode, self.group)
+            self.listener.listen(15)
+            self.listener.setblocking(False)
+        except OSError:
+            self.close()
+            raise
+        self.macs = MacTable(float(options['expiretime']))
+
+    def lock_directory(self, path, mode):
+        """Make the directory or take over an abandoned one; its locked descriptor. Raises OSError.
+
+        Raises Living when it belongs to a node that lives.
+        """
+        umask = os.umask(0)
+        try:
+            os.mkdir(path, mode & 0o777)
+            made = True
+        except FileExistsError:
+            made = False
+        finally:
+            os.umask(umask)
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if identity_of(path) != (os.fstat(fd).st_dev, os.fstat(fd).st_ino):
+                raise Living                # the last node removed it meanwhile: try again
+            if made:
+                os.fchmod(fd, mode)
+                if self.group is not None:
+                    os.fchown(fd, -1, int(self.group))
+            names = os.listdir(fd)
+            if not made and (os.fstat(fd).st_uid != os.geteuid() or not all(
+                    name == 'ctl' or name.startswith(('fd', '.')) for name in names)):
+                raise OSError(errno.EEXIST, 'exists and is not a node\'s directory')
+            for name in sorted(names):
+                if not remove_stale('%s/%s' % (path, name), SOCK_STREAM if name == 'ctl'
+                                    else SOCK_DGRAM) and name == 'ctl':
+                    raise Living
+            return fd
+        except BlockingIOError:
+            os.close(fd)
+            raise Living
+        except (OSError, Living):
+            os.close(fd)
+            raise
+
+    def fds(self):
+        wanted = {self.listener.fileno(): select.EPOLLIN}
+        wanted.update(dict.fromkeys(self.conns, select.EPOLLIN))
+        for fd, port in self.ports.items():
+            wanted[fd] = select.EPOLLIN | (select.EPOLLOUT if port.backlog else 0)
+        return wanted
+
+    def recv(self, fd):
+        if fd == self.listener.fileno():
+            self.accept()
+        elif fd in self.conns:
+            self.listen_to(self.conns[fd])
+        elif fd in self.ports:
+            port = self.ports[fd]
+            try:
+                if port.backlog:
+                    port.flush()
+                    self.changed |= port.changed
+                burst = port.recv(fd)
+                return self.from_port(port, burst) if burst.starts else EMPTY
+            except PlugGone:
+                self.remove(port)
+        return EMPTY
+
+    def accept(self):
+        """A program joins."""
+        try:
+            conn = self.listener.accept()[0]
+        except OSError:
+            return
+        if len(self.conns) >= self.PORTS_MAX:
+            conn.close()
+            return
+        conn.setblocking(False)
+        self.conns[conn.fileno()] = Port(conn)
+        self.changed = True
+
+    def listen_to(self, port):
+        """A member introduces itself, or leaves."""
+        try:
+            data = port.conn.recv(4096)
+            if not data:
+                self.remove(port)
+            elif port.data is None:
+                port.request += data
+                port.attach(self.path, self.mode, self.group)
+                if port.data:
+                    self.ports[port.fd] = port
+                    self.changed = True
+        except BlockingIOError:
+            pass
+        except (OSError, ValueError, Failure):
+            self.remove(port)
+
+    def remove(self, port):
+        """A member is gone."""
+        self.conns.pop(port.conn.fileno(), None)
+        self.ports.pop(port.fd, None)
+        self.macs.forget(port)
+        self.drops += port.drops
+        port.close()
+        self.changed = True
+
+    def give(self, port, burst):
+        """Send frames to one member."""
+        try:
+            port.send(burst)
+            self.changed |= port.changed
+            port.changed = False
+        except PlugGone:
+            self.remove(port)
+
+    def give_all(self, burst, source=None):
+        """Send frames to every member but one."""
+        for port in list(self.ports.values()):
+            if port is not source:
+                self.give(port, burst)
+
+    def send(self, burst):
+        """Frames from our own interface."""
+        raise NotImplementedError
+
+    def from_port(self, port, burst):
+        """Frames from a member; returns those for our own interface."""
+        return burst
+
+    def hung_up(self, fd):
+        if fd in self.conns:
+            self.remove(self.conns[fd])
+        elif fd in self.ports:
+            self.remove(self.ports[fd])
+
+    def close(self):
+        if not self.listener:
+            return
+        for port in list(self.conns.values()):
+            self.remove(port)
+        self.listener.close()
+        self.listener = None
+        for remove, path in (os.unlink, self.path + '/ctl'), (os.rmdir, self.path):
+            try:
+                remove(path)
+            except OSError:
+                pass
+        os.close(self.directory)
+
+
+def user_name():
+    """The name of the user that we are, or the number when there is none."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
+
+
+class Hub(Node):
+    """hub://PATH: every frame goes to everyone else."""
+
+    def send(self, burst):
+        self.give_all(burst)
+
+    def from_port(self, port, burst):
+        self.give_all(burst, port)
+        return burst
+
+
+class Multi(Node):
+    """multi://PATH: our frames go to all members, theirs to us alone."""
+
+    def send(self, burst):
+        self.give_all(burst)
+
+
+class Bonding(Node):
+    """bonding://PATH: our frames go to the members in turn, theirs to us."""
+
+    turn = 0
+
+    def send(self, burst):
+        ports = list(self.ports.values())
+        if not ports:
+            return
+        for index, port in enumerate(ports):
+            first = (index - self.turn) % len(ports)
+            starts, ends = burst.starts[first::len(ports)], burst.ends[first::len(ports)]
+            if starts:
+                self.give(port, burst.part(starts, ends))
+        self.turn = (self.turn + len(burst.starts)) % len(ports)
+
+
+class Switch(Node):
+    """switch://PATH: a frame goes where its (VLAN, MAC) was last seen, or to everyone else."""
+
+    OURSELVES = 'ourselves'     # in the MAC table, for our own interface
+
+    def send(self, burst):
+        self.forward(self.OURSELVES, burst)
+
+    def from_port(self, port, burst):
+        return self.forward(port, burst)
+
+    def forward(self, source, burst):
+        """Learn and send on; returns the frames for our own interface."""
+        buf, now = burst.buf, time.monotonic()
+        lots = {}                           # target -> (starts, ends); None is everyone else
+        last = target = None
+        for start, end in zip(burst.starts, burst.ends):
+            head = buf[start:start + 16]
+            if head != last:
+                last, target = head, self.target(source, head, now)
+            lot = lots.get(target)
+            if lot is None:
+                lot = lots[target] = [], []
+            lot[0].append(start)
+            lot[1].append(end)
+        ours = EMPTY
+        for target, (starts, ends) in lots.items():
+            part = burst if len(starts) == len(burst.starts) else burst.part(starts, ends)
+            if target is None:
+                self.give_all(part, source)
+            if target is None or target is self.OURSELVES:
+                ours = part if ours is EMPTY else merge(ours, part)
+            elif target is not source:
+                self.give(target, part)
+        return ours
+
+    def target(self, source, head, now):
+        """Learn from a frame's first 16 bytes where it came from; return where it goes."""
+        vlan = (head[14] << 8 | head[15]) & 0xfff if head[12:14] == TAG else 0
+        if not head[6] & 1:
+            self.macs.learn(vlan << 48 | int.from_bytes(head[6:12], 'big'), source, now)
+        if head[0] & 1:
+            return None
+        return self.macs.find(vlan << 48 | int.from_bytes(head[:6], 'big'), now)
+
+
+def merge(one, other):
+    """Two parts of one burst, in the order of their places."""
+    places = sorted(list(zip(one.starts, one.ends)) + list(zip(other.starts, other.ends)))
+    return one.part([start for start, _ in places], [end for _, end in places])
+
+
+def tag_list(value):
+    """A list of VLANs A and mappings A-B, separated by : or dots."""
+    pairs = []
+    for token in word(value).replace(':', '.').split('.'):
+        here, _, there = token.partition('-')
+        check = number(2, 4094)
+        pairs.append((check(here), check(there) if there else check(here)))
+    if len(dict(pairs)) < len(pairs) or len({there for _, there in pairs}) < len(pairs):
+        raise ValueError('a VLAN is named twice')
+    return ':'.join(here if here == there else '%s-%s' % (here, there) for here, there in pairs)
+
+
+class Vlan(Plug):
+    """vlan://UNTAGGED/untag=N/tag=A:B-C/trunk/qinq{VNL}: tags between the interface and a network.
+
+    The VLAN UNTAGGED of the network is untagged at the interface; what is untagged on the network
+    has the tag N at the interface (without either: untagged is untagged on both sides). VLAN A is
+    A on both sides; B at the interface is C on the network. With trunk all others pass as they
+    are. Everything else is dropped. qinq uses the tag of 802.1ad. Priority bits are kept.
+    """
+
+    STYLE = '/['
+    OPTIONS = {'untag': number(2, 4094), 'tag': tag_list, 'trunk': flag, 'x': flag, 'qinq': flag,
+               'ad': flag}
+    ALIASES = {'x': 'trunk', 'ad': 'qinq'}
+    IDENTITY = ('untag', 'tag', 'trunk', 'qinq')
+    NESTS = True
+
+    @staticmethod
+    def normal_address(address, options):
+        for alias, name in Vlan.ALIASES.items():
+            if alias in options:
+                options[name] = options.pop(alias)
+        return number(2, 4094)(address) if address.strip('0') else ''
+
+    @classmethod
+    def open(cls, vnl, who):
+        if vnl.nested is None:
+            raise bad('vlan:// needs a VNL in braces')
+        return cls(vnl, open_plug(vnl.nested, who))
+
+    def __init__(self, vnl, inner):
+        self.inner = inner
+        self.headroom = inner.headroom + TAG_SIZE
+        self.tag = TAG_QINQ if 'qinq' in vnl.options else TAG
+        self.trunk = 'trunk' in vnl.options
+        untagged, untag = int(vnl.address or 0), int(vnl.options.get('untag', 0))
+        pairs = [(0, untagged)] if untagged else []         # (VLAN here, VLAN there), 0 untagged
+        pairs += [(untag, 0)] if untag else []
+        for token in filter(None, vnl.options.get('tag', '').split(':')):
+            here, _, there = token.partition('-')
+            pairs.append((int(here), int(there or here)))
+        self.outward = dict(pairs if untagged or untag else [(0, 0)] + pairs)
+        self.inward = {there: here for here, there in self.outward.items()}
+
+    @property
+    def changed(self):
+        return self.inner.changed
+
+    @changed.setter
+    def changed(self, value):
+        self.inner.changed = value
+
+    def fds(self):
+        return self.inner.fds()
+
+    def recv(self, fd):
+        burst = self.inner.recv(fd)
+        if burst.starts and self.inward.get(0):
+            burst = spread(burst, TAG_SIZE)
+        return self.translate(burst, self.inward)
+
+    def send(self, burst):
+        self.inner.send(self.translate(burst, self.outward))
+
+    def translate(self, burst, table):
+        """Change the tags of a burst in place, by a dict of VLANs; returns the frames that pass."""
+        buf, starts, ends = burst.buf, [], []
+        for start, end in zip(burst.starts, burst.ends):
+            tagged = buf.startswith(self.tag, start + 12) and end - start >= SHORTEST_TAGGED
+            control = buf[start + 14] << 8 | buf[start + 15] if tagged else 0
+            vlan = control & 0xfff
+            new = table.get(vlan, vlan if self.trunk and vlan else None)
+            if new is None:
+                self.drops += 1
+                continue
+            if tagged and (new or not vlan):
+                buf[start + 14:start + 16] = (control & 0xf000 | new).to_bytes(2, 'big')
+            elif tagged:
+                buf[start + 4:start + 16] = buf[start:start + 12]
+                start += TAG_SIZE
+            elif new:
+                start -= TAG_SIZE
+                buf[start:start + 12] = buf[start + 4:start + 16]
+                buf[start + 12:start + 16] = self.tag + new.to_bytes(2, 'big')
+            starts.append(start)
+            ends.append(end)
+        return burst.part(starts, ends)
+
+    def close(self):
+        self.inner.close()
+
+    def hung_up(self, fd):
+        self.inner.hung_up(fd)
+
+
+def spread(burst, gap):
+    """A copy of a burst with gap free bytes before each frame."""
+    copy = Burst(sum(burst.ends) - sum(burst.starts) + gap * len(burst.starts))
+    place = 0
+    for start, end in zip(burst.starts, burst.ends):
+        place += gap
+        copy.starts.append(place)
+        copy.view[place:place + end - start] = burst.view[start:end]
+        place += end - start
+        copy.ends.append(place)
+    return copy
+
+
+def split_words(text):
+    """The words of a command line, with a shell's quotes and backslashes and nothing else of it.
+
+    Raises ValueError.
+    """
+    words, word, quote, escaped = [], None, '', False
+    for c in text:
+        if escaped:
+            word += c if not quote or c in '"\\' else '\\' + c
+            escaped = False
+        elif c == '\\' and quote != "'":
+            word, escaped = word or '', True
+        elif quote:
+            if c == quote:
+                quote = ''
+            else:
+                word += c
+        elif c in '\'"':
+            word, quote = word or '', c
+        elif c == ' ':
+            if word is not None:
+                words.append(word)
+            word = None
+        else:
+            word = (word or '') + c
+    if quote or escaped:
+        raise ValueError('unfinished quote or backslash')
+    if word is not None:
+        words.append(word)
+    if not words:
+        raise ValueError('no command')
+    return words
+
+
+def join_words(words):
+    """The one command line of which split_words() makes these words."""
+    return ' '.join(word if word and not set(word) & set(' \'"\\')
+                    else "'%s'" % word.replace("'", "'\\''") for word in words)
+
+
+class Command(Plug):
+    """cmd://COMMAND LINE: a program whose standard input and output carry the frames.
+
+    The stream: a length (16 bits, big endian), a frame; length 0 means nothing. The program runs in
+    a process group of its own, which ends with the interface, and the interface with the program.
+    """
+
+    RAW = COMMAND = True
+    headroom = STREAM_LENGTH.size
+    START_TIME = 0.25           # seconds in which a program that can't start has usually ended
+    END_TIME = 0.5              # seconds that its process group has to end by itself
+    TEXT_MAX = 400              # bytes of its last words on stderr that are kept
+
+    @staticmethod
+    def normal_address(address, options):
+        return join_words(split_words(address))
+
+    def __init__(self, vnl):
+        self.start(split_words(vnl.address))
+
+    def start(self, words):
+        """Start the program. Raises Failure when it ends at once."""
+        self.text, self.pending, self.sock = b'', b'', None
+        self.burst, self.fill, self.parsed = None, 0, 0
+        try:
+            self.sock, theirs = socket.socketpair()
+            self.errors, their_errors = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            self.pid = os.fork()
+        except OSError as error:
+            raise Failure(error.errno, '%s: %s' % (printable(words[0]), why(error)))
+        if self.pid == 0:
+            run_program(words, theirs.fileno(), their_errors)
+        theirs.close()
+        os.close(their_errors)
+        set_buffer(self.sock, SO_SNDBUFFORCE, socket.SO_SNDBUF, SEND_BUFFER)
+        self.sock.setblocking(False)
+        poller = select.poll()
+        poller.register(self.sock, select.POLLIN)
+        try:
+            if poller.poll(self.START_TIME * 1000) and not self.sock.recv(1, MSG_PEEK):
+                raise ConnectionResetError
+        except OSError:
+            self.read_errors()
+            self.close()
+            text = self.last_words()
+            raise Failure(errno_of(text), '%s: %s' % (printable(words[0]), text or 'ended at once'))
+
+    def read_errors(self):
+        """Keep the last of what the program says on stderr; False at its end."""
+        try:
+            data = os.read(self.errors, 65536)
+            self.text = (self.text + data)[-self.TEXT_MAX:]
+            return bool(data)
+        except OSError:
+            return True
+
+    def last_words(self):
+        """The last line of that, fit for a log."""
+        lines = self.text.decode('utf-8', 'replace').strip().split('\n')
+        return printable(lines[-1].strip())
+
+    def fds(self):
+        wanted = {self.sock.fileno(): select.EPOLLIN | (select.EPOLLOUT if self.pending else 0)}
+        if self.errors >= 0:
+            wanted[self.errors] = select.EPOLLIN
+        return wanted
+
+    def recv(self, fd):
+        if fd == self.errors:
+            if not self.read_errors():
+                os.close(self.errors)
+                self.errors, self.changed = -1, True
+            return EMPTY
+        if self.pending:
+            self.flush()
+        burst = self.burst = self.burst or Burst(STREAM_BUFFER)
+        buf, starts, ends = burst.buf, burst.starts, burst.ends
+        del starts[:], ends[:]
+        self.fill -= self.parsed
+        buf[:self.fill] = buf[self.parsed:self.parsed + self.fill]
+        self.parsed = 0
+        try:
+            length = self.sock.recv_into(burst.view[self.fill:])
+        except BlockingIOError:
+            return EMPTY
+        except OSError:
+            length = 0
+        if not length:
+            self.hung_up(fd)
+        self.fill += length
+        place, fill = 0, self.fill
+        while fill - place >= 2:
+            start = place + 2
+            end = start + (buf[place] << 8 | buf[place + 1])
+            if end > fill:
+                break
+            if ETHERNET_HEADER <= end - start <= FRAME_MAX:
+                starts.append(start)
+                ends.append(end)
+            else:
+                self.drops += end > start
+            place = end
+        self.parsed = place
+        return burst
+
+    def send(self, burst):
+        if self.pending:                    # a frame that went out in part comes first
+            self.drops += len(burst.starts)
+            return
+        buf, view, pieces = burst.buf, burst.view, []
+        for start, end in zip(burst.starts, burst.ends):
+            buf[start - 2:start] = STREAM_LENGTH.pack(end - start)
+            pieces.append(view[start - 2:end])
+        try:
+            sent = self.sock.sendmsg(pieces, (), MSG_NOSIGNAL)
+        except BlockingIOError:
+            self.drops += len(pieces)
+            return
+        except OSError:
+            self.hung_up(None)
+        for piece in pieces:
+            if sent <= 0:
+                self.drops += 1             # nothing of this frame went out: drop it whole
+            elif sent < len(piece):
+                self.pending, self.changed = bytes(piece[sent:]), True
+            sent -= len(piece)
+
+    def flush(self):
+        """Send the rest of a frame that went out in part."""
+        try:
+            self.pending = self.pending[self.sock.send(self.pending, MSG_NOSIGNAL):]
+            self.changed = not self.pending
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.hung_up(None)
+
+    def hung_up(self, fd):
+        if self.errors >= 0:
+            self.read_errors()
+        raise Ended('the program ended' + ': ' * bool(self.text) + self.last_words())
+
+    def close(self):
+        if self.sock is None:
+            return
+        self.sock.close()
+        self.sock = None
+        if self.errors >= 0:
+            os.close(self.errors)
+        signal_group(self.pid, signal.SIGTERM)
+        deadline, ended = time.monotonic() + self.END_TIME, 0
+        while not ended and time.monotonic() < deadline:
+            time.sleep(0.005)
+            ended = os.waitpid(self.pid, os.WNOHANG)[0]
+        signal_group(self.pid, signal.SIGKILL)      # also for the rest of the group
+        if not ended:
+            os.waitpid(self.pid, 0)
+
+
+class Bridge(Command):
+    """Any scheme that is not ours, through an installed vde_plug, which speaks the same stream."""
+
+    PROGRAM = 'vde_plug'
+
+    def __init__(self, vnl):
+        if not any(os.access(os.path.join(place, self.PROGRAM), os.X_OK)
+                   for place in os.get_exec_path()):
+            raise Failure(errno.EPROTONOSUPPORT, 'no such scheme: %s:// (other schemes need %s, '
+                          'which is not installed)' % (vnl.scheme, self.PROGRAM))
+        self.start([self.PROGRAM, vnl.text])
+
+
+def run_program(words, stream, errors):
+    """In a forked child: become a program; never returns."""
+    try:
+        os.setsid()
+        for number in signal.SIGTERM, signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ:
+            signal.signal(number, signal.SIG_DFL)
+        for fd, source in (0, stream), (1, stream), (2, errors):
+            os.dup2(source, fd)
+        os.set_blocking(2, True)
+        os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        os.execvp(words[0], words)
+    except OSError as error:
+        os.write(2, os.fsencode(why(error)))
+    finally:
+        os._exit(127)
+
+
+def signal_group(pid, number):
+    """Send a signal to a process group, if it still is there."""
+    try:
+        os.killpg(pid, number)
+    except OSError:
+        pass
+
+
+def errno_of(text):
+    """The errno whose text a program's last words end with; EIO for others."""
+    for number in errno.errorcode:
+        if text.endswith(os.strerror(number)):
+            return number
+    return errno.EIO
+
+
 # Every scheme; the keys are what a VNL may begin with.
 PLUGS = {
+    'bonding': Bonding,
+    'cmd': Command,
+    'hub': Hub,
+    'macvtap': MacVtap,
+    'multi': Multi,
     'null': Null,
+    'ptp': Ptp,
+    'seqpacket': SeqPacket,
+    'switch': Switch,
     'tap': HostTap,
+    'udp': Udp,
+    'vde': Vde,
+    'vlan': Vlan,
+    'vxlan': Vxlan,
     'vxvde': Vxvde,
 }
 
@@ -1243,34 +2624,56 @@ def read_vnl(text):
     return parse_vnl(text, PLUGS)
 
 
-def open_plug(vnl):
-    """Open the network that a VNL names. Raises Failure; EPROTONOSUPPORT without a plug for it."""
-    if vnl.scheme not in PLUGS:
-        raise Failure(errno.EPROTONOSUPPORT, 'no such scheme: ' + printable(vnl.scheme))
-    return PLUGS[vnl.scheme](vnl)
+def open_plug(vnl, who):
+    """Open the network that a VNL names; who is told to a switch. Raises Failure."""
+    return PLUGS.get(vnl.scheme, Bridge).open(vnl, who)
 
 
 # ==================================================================================================
 # Relay
 # ==================================================================================================
 
+HANG_UP = select.EPOLLERR | select.EPOLLHUP
+
+
+def watch(poller, watched, wanted):
+    """Make epoll watch the descriptors and events of wanted, not of watched; return wanted."""
+    for fd in watched.keys() - wanted.keys():
+        try:
+            poller.unregister(fd)
+        except OSError:
+            pass                            # closed: the kernel has forgotten it already
+    for fd, events in wanted.items():
+        if fd not in watched:
+            poller.register(fd, events)
+        elif watched[fd] != events:
+            poller.modify(fd, events)
+    return wanted
+
+
 def relay(tap, plug):
     """Carry bursts between two plugs, both ways, until one of them raises Ended or PlugGone."""
-    routes = {}
+    tap.gap, plug.gap = plug.headroom, tap.headroom
+    plug.changed = True
+    routes, watched = {}, {}
     with select.epoll() as poller:
-        for source, sink in (tap, plug), (plug, tap):
-            source.gap = sink.headroom
-            for fd in source.fds():
-                poller.register(fd, select.EPOLLIN)
-                routes[fd] = source, source.recv, sink.send
         while True:
+            if plug.changed:
+                plug.changed = False
+                routes = {fd: (source, source.recv, sink.send)
+                          for source, sink in ((tap, plug), (plug, tap)) for fd in source.fds()}
+                watched = watch(poller, watched, {**tap.fds(), **plug.fds()})
             for fd, events in poller.poll():
+                if fd not in routes:
+                    continue
                 source, recv, send = routes[fd]
                 burst = recv(fd)
                 if burst.starts:
                     send(burst)
-                elif events != select.EPOLLIN:
+                elif events & HANG_UP:
                     source.hung_up(fd)
+                if plug.changed:
+                    break                   # a closed descriptor's number may be used again
 
 
 # ==================================================================================================
@@ -1291,13 +2694,13 @@ def receive_request(conn, deadline):
                 raise bad('the VNL is longer than %d bytes', VNL_MAX)
             conn.settimeout(max(deadline - time.monotonic(), 0.001))
             chunk, ancillary, flags, _ = conn.recvmsg(
-                VNL_MAX + 1 - len(data), socket.CMSG_SPACE(2 * INT.size), socket.MSG_CMSG_CLOEXEC)
+                VNL_MAX + 1 - len(data), socket.CMSG_SPACE(2 * INT.size), MSG_CMSG_CLOEXEC)
             for level, kind, content in ancillary:
                 if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                     fds = array('i')
                     fds.frombytes(content[:len(content) - len(content) % fds.itemsize])
                     found.extend(fds)
-            if len(found) > 1 or flags & socket.MSG_CTRUNC:
+            if len(found) > 1 or flags & MSG_CTRUNC:
                 raise bad('more than one descriptor')
             if not chunk:
                 raise Failure(errno.EPIPE, 'the client hung up before its request was complete')
@@ -1348,9 +2751,6 @@ def choose_network(text, rules):
             raise Failure(errno.ENOENT, 'no VNL, and there is no default')
         return rules.default
     vnl = read_vnl(text)
-    for level in vnl.levels():
-        if level.scheme not in PLUGS:
-            raise Failure(errno.EPROTONOSUPPORT, 'no such scheme: ' + printable(level.scheme))
     rules.judge(vnl)
     return vnl
 
@@ -1359,7 +2759,7 @@ def reply(conn, number):
     """Answer a request with an errno, 0 for success; False when nobody hears it."""
     try:
         conn.settimeout(0)
-        conn.send(b'%d\0' % number, socket.MSG_NOSIGNAL)
+        conn.send(b'%d\0' % number, MSG_NOSIGNAL)
         return True
     except OSError:
         return False
@@ -1368,11 +2768,6 @@ def reply(conn, number):
 # ==================================================================================================
 # Sessions
 # ==================================================================================================
-
-def end_session(*_):
-    """The signal handler of a session."""
-    raise Ended('ended by a signal')
-
 
 def session(conn, link, rules):
     """One interface from the request to its end, in a process of its own.
@@ -1389,7 +2784,7 @@ def session(conn, link, rules):
         tap = Tap(fd, check_tap(fd))
         who = '%s, %s' % (printable(tap.name), who)
         vnl = choose_network(text, rules)
-        plug = open_plug(vnl)
+        plug = open_plug(vnl, 'vdelxcd ' + who)
     except Failure as error:
         what = 'permission denied' if error.errno == errno.EACCES else 'failed'
         log.line(LOG_NOTICE, 'open interface %s: %s (%s): %s' % (what, asked, who, error))
@@ -1402,11 +2797,49 @@ def session(conn, link, rules):
         link.close()
         log.detail('open interface: %s (%s)' % (printable(vnl.text), who))
         try:
-            relay(tap, plug)
+            carry(tap, plug, vnl, who)
         except Ended as error:
             log.detail('close interface: %s (%s: %s)' % (printable(vnl.text), who, error))
-    plug.close()
-    tap.close()
+
+
+def carry(tap, plug, vnl, who):
+    """Relay until Ended is raised; when the network goes, wait for it without a carrier."""
+    try:
+        while True:
+            try:
+                relay(tap, plug)
+            except PlugGone as error:
+                log.line(LOG_WARNING, 'network gone: %s (%s: %s)' % (
+                    printable(vnl.text), who, printable(str(error))))
+            plug.close()
+            tap.set_carrier(False)
+            plug = open_again(tap, vnl, who)
+            tap.set_carrier(True)
+            log.line(LOG_NOTICE, 'network back: %s (%s)' % (printable(vnl.text), who))
+    finally:
+        plug.close()
+        tap.close()
+
+
+def open_again(tap, vnl, who):
+    """Open a network that went away, as soon as that is possible. Raises Ended with the interface.
+
+    The longest wait keeps the promise that traffic is back within 6 s of the network's return; the
+    random part keeps many sessions from coming back at the same moment.
+    """
+    wait = FIRST_WAIT
+    poller = select.poll()
+    poller.register(tap.fd, select.POLLIN)
+    while True:
+        deadline = time.monotonic() + wait * (0.75 + os.urandom(1)[0] / 512)
+        while time.monotonic() < deadline:
+            for _, events in poller.poll(max(deadline - time.monotonic(), 0) * 1000):
+                if not tap.recv(tap.fd).starts and events & ~select.POLLIN:
+                    tap.hung_up(tap.fd)
+        try:
+            return open_plug(vnl, 'vdelxcd ' + who)
+        except Failure:
+            wait = min(wait * 2, LONGEST_WAIT)
 
 
 def name_process(name):
@@ -1422,9 +2855,6 @@ def name_process(name):
 # Server
 # ==================================================================================================
 
-SERVER_SIGNALS = signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP
-
-
 class Server:
     """Accepts connections and gives each a session process."""
 
@@ -1434,12 +2864,21 @@ class Server:
         self.paused_until = None            # accepting is paused
         self.poller = select.epoll()
         self.signals = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        for number in SERVER_SIGNALS:
-            signal.signal(number, lambda *_: None)      # the number arrives in the pipe
+        self.in_session = False
+        for number in SIGNALS:
+            signal.signal(number, self.on_signal)
         signal.set_wakeup_fd(self.signals[1])
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SERVER_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         self.poller.register(self.signals[0], select.EPOLLIN)
         self.poller.register(listener.fileno(), select.EPOLLIN)
+
+    def on_signal(self, number, _):
+        """The handler of server and sessions (one for both: signal.signal() costs a child 350 kB).
+
+        The server learns the number from the pipe of set_wakeup_fd(); a session ends.
+        """
+        if self.in_session and number != SIGCHLD:
+            raise Ended('ended by signal %d' % number)
 
     def serve(self):
         """Work until SIGTERM or SIGINT."""
@@ -1477,9 +2916,9 @@ class Server:
     def handle_signals(self):
         """Act on the signals that arrived; False when it is time to go."""
         arrived = os.read(self.signals[0], 4096)
-        if signal.SIGTERM in arrived or signal.SIGINT in arrived:
+        if SIGTERM in arrived or SIGINT in arrived:
             return False
-        if signal.SIGHUP in arrived:
+        if SIGHUP in arrived:
             self.rules = self.read_rules_again(self.rules)
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
@@ -1540,7 +2979,7 @@ class Server:
     def cut_off(self, fd, pid):
         """End the child that did not finish its hand-over; only if it really did not."""
         try:
-            if not self.hand_overs[fd][0].recv(1, socket.MSG_DONTWAIT):
+            if not self.hand_overs[fd][0].recv(1, MSG_DONTWAIT):
                 raise ConnectionError
         except BlockingIOError:
             log.line(LOG_NOTICE, 'hand-over of process %d cut off' % pid)
@@ -1557,10 +2996,7 @@ class Server:
         status = 1
         try:
             signal.set_wakeup_fd(-1)
-            for number in signal.SIGTERM, signal.SIGINT:
-                signal.signal(number, end_session)
-            for number in signal.SIGCHLD, signal.SIGHUP:
-                signal.signal(number, signal.SIG_DFL)
+            self.in_session = True
             os.setsid()                     # the terminal's signals are for the server
             self.poller.close()
             self.listener.close()
@@ -1600,16 +3036,16 @@ def open_listener(path, mode):
     doing = 'socket ' + printable(path)
     if len(os.fsencode(path)) > SUN_PATH_MAX:
         raise Failure(errno.ENAMETOOLONG, '%s: longer than %d bytes' % (doing, SUN_PATH_MAX))
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener = socket.socket(AF_UNIX, SOCK_STREAM)
     starting = None
     try:
         starting = wait_for_others(os.path.dirname(path))
-        if os.path.lexists(path):
-            if not stat.S_ISSOCK(os.lstat(path).st_mode):
-                raise Failure(errno.EEXIST, doing + ': exists and is not a socket; left alone')
-            if somebody_listens(path):
-                raise Failure(errno.EADDRINUSE, doing + ': already running: a daemon answers there')
-            os.unlink(path)
+        try:
+            free = remove_stale(path, SOCK_STREAM)
+        except FileExistsError:
+            raise Failure(errno.EEXIST, doing + ': exists and is not a socket; left alone')
+        if not free:
+            raise Failure(errno.EADDRINUSE, doing + ': already running: a daemon answers there')
         umask = os.umask(0o777 & ~mode) if mode is not None else None
         try:
             listener.bind(path)
@@ -1647,19 +3083,6 @@ def wait_for_others(directory):
         except OSError:                     # a file system without locks
             break
     return fd
-
-
-def somebody_listens(path):
-    """Does a connection to a socket's path find a listener, if only a busy one? Raises OSError."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-        except BlockingIOError:
-            pass
-        return True
 
 
 def write_pidfile(path):
@@ -1711,12 +3134,6 @@ def remove_own(path, identity):
         pass
 
 
-def identity_of(path):
-    """The (device, inode) of a file."""
-    status = os.lstat(path)
-    return status.st_dev, status.st_ino
-
-
 def detach():
     """Go on in a daemon process; return the descriptor on which it reports.
 
@@ -1729,7 +3146,7 @@ def detach():
     except OSError as error:
         raise Failure(error.errno, 'detaching: ' + why(error))
     if child:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SERVER_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         os.close(ready)
         text = b''
         for part in iter(lambda: os.read(report, 4096), b''):
@@ -1777,21 +3194,64 @@ class Usage(Failure):
         super().__init__(errno.EINVAL, sentence)
 
 
+def split_options(arguments, flags, valued):
+    """Split a command line as GNU getopt does: ([(long name, value)], other arguments).
+
+    flags and valued are the options without and with a value: dicts of long name -> letter, '' for
+    none. Options may be shortened, clustered and mixed with arguments; -- ends them. Raises Usage.
+    (The library's getopt costs a third of the start-up time: it imports gettext and re.)
+    """
+    pairs, rest, words = [], [], list(arguments)
+    letters = {letter: name for names in (flags, valued) for name, letter in names.items()}
+    while words:
+        word = words.pop(0)
+        if word == '--':
+            return pairs, rest + words
+        if not word.startswith('-') or word == '-':
+            rest.append(word)
+        elif word.startswith('--'):
+            name, equals, value = word[2:].partition('=')
+            names = [each for each in list(flags) + list(valued) if each.startswith(name)]
+            if len(names) != 1 and name not in names:
+                raise Usage('%s: %s' % (word, 'which of --%s?' % ', --'.join(names) if names
+                                        else 'no such option'))
+            name = name if name in names else names[0]
+            if name in flags and equals:
+                raise Usage('%s: takes no value' % word)
+            if name in valued and not equals:
+                value = next_value(words, word)
+            pairs.append((name, value))
+        else:
+            for place, letter in enumerate(word[1:], 2):
+                name = letters.get(letter)
+                if not name:
+                    raise Usage('-%s: no such option' % letter)
+                if name in valued:
+                    pairs.append((name, word[place:] or next_value(words, '-' + letter)))
+                    break
+                pairs.append((name, ''))
+    return pairs, rest
+
+
+def next_value(words, option):
+    """The word after an option. Raises Usage when there is none."""
+    if not words:
+        raise Usage('%s: needs a value' % option)
+    return words.pop(0)
+
+
+FLAGS = {'daemon': 'd', 'verbose': 'v', 'help': 'h', 'version': '', 'allow-commands': ''}
+VALUED = {'rcfile': 'f', 'pidfile': 'p', 'mode': 'm'}
+
+
 def parse_arguments(arguments):
     """The command line as a dictionary; of a repeated option the first counts, of -f the last.
 
     Raises Usage.
     """
-    names = {'-f': 'rcfile', '-p': 'pidfile', '-m': 'mode', '-d': 'daemon', '-v': 'verbose',
-             '-h': 'help'}
-    try:
-        pairs, rest = getopt.gnu_getopt(arguments, 'f:p:m:dvh', [
-            'rcfile=', 'pidfile=', 'mode=', 'daemon', 'verbose', 'help', 'version'])
-    except getopt.GetoptError as error:
-        raise Usage(str(error))
+    pairs, rest = split_options(arguments, FLAGS, VALUED)
     options = {}
     for name, value in pairs:
-        name = names.get(name, name[2:])
         if name == 'rcfile' or name not in options:
             options[name] = value
     if 'help' in options or 'version' in options:
@@ -1815,7 +3275,8 @@ def parse_arguments(arguments):
 
 def load_rules(options):
     """The Rules that the command line asks for; warnings are logged. Raises Failure."""
-    rules, warnings = read_rules(options.get('rcfile'), options['vnl'], read_vnl)
+    rules, warnings = read_rules(options.get('rcfile'), options['vnl'], read_vnl,
+                                 'allow-commands' in options)
     for warning in warnings:
         log.line(LOG_WARNING, 'warning: ' + warning)
     return rules
@@ -1837,7 +3298,7 @@ def run(options):
     """Rules, socket, detach, pidfile, ready, serve, clean up. Raises Failure."""
     rules = load_rules(options)
     # From now on there is something to remove: signals wait until the server handles them.
-    signal.pthread_sigmask(signal.SIG_BLOCK, SERVER_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     listener = open_listener(options['socket'], options.get('mode'))
     remove = [(options['socket'], identity_of(options['socket']))]
     owner, ready = os.getpid(), None
