@@ -21,7 +21,6 @@ import gc
 import grp
 import os
 import pwd
-import resource
 import select
 import signal
 import socket
@@ -2575,7 +2574,7 @@ def run_program(words, stream, errors):
         for fd, source in (0, stream), (1, stream), (2, errors):
             os.dup2(source, fd)
         os.set_blocking(2, True)
-        os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        os.closerange(3, os.sysconf('SC_OPEN_MAX'))
         os.execvp(words[0], words)
     except OSError as error:
         os.write(2, os.fsencode(why(error)))
