@@ -2777,7 +2777,7 @@ def session(conn, link, rules):
         asked = 'an unread request'
         who = 'pid %d uid %d gid %d' % UCRED.unpack(
             conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
-        tap = plug = None
+        fd = None
         text, fd = receive_request(conn, time.monotonic() + HAND_OVER_TIME)
         asked = printable(text)
         tap = Tap(fd, check_tap(fd))
@@ -2785,6 +2785,8 @@ def session(conn, link, rules):
         vnl = choose_network(text, rules)
         plug = open_plug(vnl, 'vdelxcd ' + who)
     except Failure as error:
+        if fd is not None:
+            os.close(fd)                # the client's next try may want the same name
         what = 'permission denied' if error.errno == errno.EACCES else 'failed'
         log.line(LOG_NOTICE, 'open interface %s: %s (%s): %s' % (what, asked, who, error))
         reply(conn, error.errno)

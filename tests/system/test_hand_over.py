@@ -165,6 +165,12 @@ def test_what_follows_the_nul_is_not_part_of_the_vnl(innocents):
     wait_until(lambda: any(b'null://one (odd0' in line for line in log_lines(innocents.daemon)))
 
 
+def test_a_refused_tap_is_let_go_before_the_answer(innocents):
+    """Who is refused can try again under the same name, at once."""
+    answers = by_hand(innocents.attacker, innocents.daemon, 'again', 50)
+    assert answers == [answered(errno.EPROTONOSUPPORT)] * 50
+
+
 # ---- clients that are slow, or die ---------------------------------------------------------------
 
 def test_silent_clients_are_cut_off_and_newcomers_served_meanwhile(innocents):
