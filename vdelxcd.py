@@ -2801,6 +2801,8 @@ def session(conn, link, rules):
             carry(tap, plug, vnl, who)
         except Ended as error:
             log.detail('close interface: %s (%s: %s)' % (printable(vnl.text), who, error))
+    else:
+        plug.close()
 
 
 def carry(tap, plug, vnl, who):
@@ -2878,7 +2880,7 @@ class Server:
 
         The server learns the number from the pipe of set_wakeup_fd(); a session ends.
         """
-        if self.in_session and number != SIGCHLD:
+        if self.in_session and number in (SIGTERM, SIGINT):
             raise Ended('ended by signal %d' % number)
 
     def serve(self):

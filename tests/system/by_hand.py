@@ -248,6 +248,14 @@ def deaths(path, times):
     return kept
 
 
+def die(path, vnl):
+    """A good request of a client that is gone when its answer comes."""
+    fd = tun('dead0', TAP | NO_PI)
+    conn = connect(path)
+    conn.sendmsg([vnl.encode() + b'\0'], rights([fd]))
+    conn.close()
+
+
 # ---- interfaces ----------------------------------------------------------------------------------
 
 def many(path, count, vnl='null://'):
@@ -262,5 +270,6 @@ def many(path, count, vnl='null://'):
 
 if __name__ == '__main__':
     commands = {'descriptors': descriptors, 'vnls': vnls, 'million': million, 'again': again,
-                'bytewise': bytewise, 'silent': silent, 'deaths': deaths, 'many': many}
+                'bytewise': bytewise, 'silent': silent, 'deaths': deaths, 'die': die,
+                'many': many}
     print(json.dumps(commands[sys.argv[2]](sys.argv[1], *sys.argv[3:])))

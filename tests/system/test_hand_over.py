@@ -213,6 +213,14 @@ def test_a_client_killed_while_it_waits_leaves_nothing(innocents):
     wait_until(lambda: 'wait0' not in attacker.interfaces())
 
 
+def test_a_client_that_dies_before_the_answer_leaves_no_node(innocents, tmp_path):
+    """The session opened a hub, and then nobody was there to be told."""
+    node = str(tmp_path / 'node')
+    by_hand(innocents.attacker, innocents.daemon, 'die', 'hub://' + node)
+    wait_until(lambda: snapshot(innocents.daemon) == innocents.before)
+    assert not os.path.exists(node)
+
+
 def test_two_dozen_clients_at_once_are_all_served(innocents):
     results = []
     attacker, daemon = innocents.attacker, innocents.daemon
