@@ -44,7 +44,7 @@ HAND_OVERS_MAX = 64         # unfinished hand-overs; one more and the oldest goe
 PAUSE = 0.2                 # seconds without accept() when processes or descriptors run out
 START_TIME = 2.0            # seconds to wait for other daemons that start in the same directory
 NESTING_MAX = 32            # levels of a nested VNL
-FIRST_WAIT, LONGEST_WAIT = 0.25, 4.0    # seconds until a lost network is tried again
+FIRST_WAIT, LONGEST_WAIT = 0.25, 2.0    # seconds until a lost network is tried again
 START_DIRECTORY = os.getcwd()   # relative paths in VNLs start here
 
 USAGE = 'Usage: vdelxcd [OPTION]... SOCKET [VNL]'
@@ -132,6 +132,7 @@ OVERLAY_GROUPS = {4: '239.0.0.1', 6: 'ff05:56de::1'}
 TAG, TAG_QINQ = b'\x81\x00', b'\x88\xa8'
 TAG_SIZE = 4
 SHORTEST_TAGGED = ETHERNET_HEADER + TAG_SIZE
+VLANS = 2, 4094                             # the first and the last that a network can use
 
 # vde_plug's stream: a length, a frame
 STREAM_LENGTH = struct.Struct('>H')
@@ -151,6 +152,7 @@ LOG_DAEMON = 3 << 3
 LOG_ERR, LOG_WARNING, LOG_NOTICE, LOG_INFO = 3, 4, 5, 6
 LOG_SOCKET = '/dev/log'
 LOG_LINE_MAX = 1000                         # characters
+LOG_VNL_MAX = 600                           # characters of a VNL; who and why must follow
 
 
 # ==================================================================================================
@@ -181,6 +183,12 @@ def why(error):
 def printable(text):
     """The text in one line of printable ASCII; everything else and the backslash is escaped."""
     return text.encode('unicode_escape').decode('ascii')
+
+
+def excerpt(text):
+    """The text printable(), and cut off so that a log line has room for what follows it."""
+    text = printable(text)
+    return text if len(text) <= LOG_VNL_MAX else text[:LOG_VNL_MAX] + '...'
 
 
 class Log:
@@ -220,10 +228,11 @@ class Log:
         self.syslog.setblocking(False)
 
     def line(self, level, text):
-        """Write one line; level is LOG_ERR ... LOG_INFO."""
+        """Write one line of printable ASCII; level is LOG_ERR ... LOG_INFO."""
+        text = ''.join(c if ' ' <= c <= '~' else printable(c) for c in text)
         if len(text) > LOG_LINE_MAX:
             text = text[:LOG_LINE_MAX] + '...'
-        data = text.encode('ascii', 'backslashreplace').replace(b'\n', b'\\n')
+        data = text.encode('ascii')
         try:
             if self.syslog:
                 head = '<%d>vdelxcd[%d]: ' % (LOG_DAEMON | level, os.getpid())
@@ -265,17 +274,22 @@ class Vnl:
     head        canonical text of this level alone, options in the order they came in
     text        canonical text with all nested levels; parsing it gives an equal Vnl
     exact       head with every default filled in and the options sorted: what a permission means
+    network     frozenset of (what, value): the scheme, the address and the options that name the
+                network of this level, defaults filled in: what a denial means
+    named       the part of network that the text states; of the address it always is the whole
     spellings   frozenset of texts of this level that name the same network, whatever the options
-                that do not name it: what a denial means
+                that do not name it: what a denied prefix is compared with
     command     bool, does the host run a program for it?
     """
 
-    def __init__(self, scheme, address, options, nested, head, exact=None, spellings=(),
-                 command=False):
+    def __init__(self, scheme, address, options, nested, head, exact=None, network=None, named=None,
+                 spellings=(), command=False):
         self.scheme, self.address, self.options, self.nested = scheme, address, options, nested
         self.head, self.command = head, command
         self.exact = exact or head
         self.text = '%s{%s}' % (head, nested.text) if nested else head
+        self.network = frozenset(network or [('scheme', scheme), ('address', address)])
+        self.named = frozenset(named or self.network)
         self.spellings = frozenset(spellings) | {self.head, self.exact}
 
     def levels(self):
@@ -417,12 +431,15 @@ def parse_vnl(text, schemes, depth=1):
         raise bad('%s', error)
     changed = {name: full[name] for name in sorted(full)
                if full[name] != plug.DEFAULTS.get(name, '')}
+    place, whole = [('scheme', scheme), ('address', full_address)], dict(plug.DEFAULTS, **full)
+    network = place + [(name, whole.get(name, '')) for name in plug.IDENTITY]
+    named = place + [(name, full[name]) for name in plug.IDENTITY if name in full]
     identity = {name: changed[name] for name in plug.IDENTITY if name in changed}
     texts = [head_text(plug, scheme, full_address, identity)]
     if plug.fill_in('', identity)[0] == full_address:
         texts.append(head_text(plug, scheme, '', identity))
     return Vnl(scheme, address, options, inner, head_text(plug, scheme, address, options),
-               head_text(plug, scheme, full_address, changed), texts, plug.COMMAND)
+               head_text(plug, scheme, full_address, changed), network, named, texts, plug.COMMAND)
 
 
 def head_text(plug, scheme, address, options):
@@ -464,11 +481,12 @@ def number(low, high):
 
 
 def size(value):
-    """A number of bytes; the suffixes k, m, g and t multiply by 1024 each."""
+    """A number of bytes up to 1t; the suffixes k, m, g and t multiply by 1024 each."""
     digits, power = value or '', 0
     if digits[-1:].lower() in tuple('kmgt'):
         digits, power = digits[:-1], 'kmgt'.index(digits[-1].lower()) + 1
-    return str(int(number(1, 1 << 20 if power == 0 else 1 << 40)(digits)) << 10 * power)
+    check = number(1, 1 << 40)
+    return check(str(int(check(digits)) << 10 * power))
 
 
 def group_number(value):
@@ -513,8 +531,11 @@ class Rule:
 
     origin      str, where the rule stands, for the log: 'FILE:LINE' or 'command line'
     tag         one of TAGS
-    vnl         Vnl; None for the two prefix tags
-    prefix      str; None for the others
+    vnl         Vnl; of pfxdeny what the prefix would name if it were a VNL; else None
+    prefix      str for the two prefix tags, else None
+
+    A denied prefix is text as well as a VNL: it denies what begins like it in any of its spellings,
+    and the network that it names however that is spelled.
     """
 
     def __init__(self, origin, tag, vnl=None, prefix=None):
@@ -522,35 +543,47 @@ class Rule:
         self.allows = 'deny' not in tag
 
     def __str__(self):
-        return '%s %s, %s' % (self.tag, self.vnl.text if self.vnl else self.prefix, self.origin)
+        """The line and where it stands."""
+        text = self.vnl.text if self.prefix is None else self.prefix
+        return '%s %s, %s' % (self.tag, text, self.origin)
 
     def may_allow(self, level):
         """Can the rule allow this level? To run a program it must name the scheme."""
-        return self.vnl is not None or not level.command or self.prefix.startswith(
+        return self.prefix is None or not level.command or self.prefix.startswith(
             level.scheme + '://')
 
     def matches_level(self, level):
         """Does the rule decide about this level alone?"""
-        if self.vnl is None:
-            texts = [level.head] if self.allows else level.spellings
-            return any(text.startswith(self.prefix) for text in texts)
+        if self.prefix is not None:
+            return self.allows and level.head.startswith(self.prefix)
         if self.vnl.nested:
             return False
-        if self.allows:
-            return self.vnl.exact == level.exact
-        return not self.vnl.spellings.isdisjoint(level.spellings)
+        return self.vnl.exact == level.exact if self.allows else self.vnl.network == level.network
 
     def matches_whole(self, level):
         """Does the rule decide about this level together with all that it contains?"""
-        if self.vnl is None:
+        if self.prefix is not None and self.allows:
             return '{' in self.prefix and level.text.startswith(self.prefix)
-        if self.vnl.nested is None:
-            return self.tag == 'default' and level.nested is None and self.vnl.exact == level.exact
+        if self.prefix is not None and begins(level, self.prefix):
+            return True
+        if self.vnl is None:
+            return False
         ours, theirs = list(self.vnl.levels()), list(level.levels())
-        return len(ours) == len(theirs) and all(
-            mine.exact == other.exact if self.allows
-            else not mine.spellings.isdisjoint(other.spellings)
-            for mine, other in zip(ours, theirs))
+        if self.prefix is not None:
+            return len(ours) <= len(theirs) and all(
+                mine.named <= other.network for mine, other in zip(ours, theirs))
+        if len(ours) != len(theirs) or (len(ours) == 1 and self.tag != 'default'):
+            return False
+        return all(mine.exact == other.exact if self.allows else mine.network == other.network
+                   for mine, other in zip(ours, theirs))
+
+
+def begins(level, prefix):
+    """Does a level with all that it contains, in one of its spellings, begin with a prefix?"""
+    return level.text.startswith(prefix) or any(
+        text.startswith(prefix) or (level.nested and prefix.startswith(text + '{')
+                                    and begins(level.nested, prefix[len(text) + 1:]))
+        for text in level.spellings)
 
 
 class Rules:
@@ -603,7 +636,7 @@ def no_permission(level, remedy):
 
 def follow_alias(text):
     """A default's VNL: a file named by a VNL without scheme holds the VNL in its first line."""
-    if text and '://' not in text and os.path.isfile(text):
+    if text.isprintable() and '://' not in text and os.path.isfile(text):
         with open(text, errors='surrogateescape') as file:
             return file.readline(VNL_MAX + 2).strip()
     return text
@@ -630,6 +663,8 @@ def read_rules(path, default, parse, commands=False):
                     warnings.append('%s: the prefix ends inside a number: it also matches %s0'
                                     % (origin, printable(text)))
                 rules.append(Rule(origin, tag, prefix=text))
+                if tag == 'pfxdeny':
+                    rules[-1].vnl = parse_or_none(parse, text)
             elif not text:
                 raise bad('%s: needs a VNL', tag)
             elif tag == 'default':
@@ -643,14 +678,22 @@ def read_rules(path, default, parse, commands=False):
     return Rules(first + last + rules, path is not None, commands), warnings
 
 
+def parse_or_none(parse, text):
+    """What a prefix names as a VNL, or None when it is none."""
+    try:
+        return parse(text)
+    except Failure:
+        return None
+
+
 def read_lines(path):
     """The directives of a rules file: a list of ('FILE:LINE', tag in lower case, rest).
 
     Raises Failure when the file can't be read.
     """
     try:
-        with open(path, encoding='utf-8', errors='surrogateescape', newline='\n') as file:
-            lines = file.read().split('\n')
+        with open(path, 'rb') as file:
+            lines = os.fsdecode(file.read()).split('\n')
     except OSError as error:
         raise Failure(error.errno, '%s: %s' % (printable(path), why(error)))
     found = []
@@ -854,12 +897,12 @@ class Packets(Plug):
         try:
             while start <= last and len(starts) < BURST:
                 end = start + os.readv(fd, (view[start:start + SLOT],))
-                if end - start == SLOT:
-                    self.drops += 1
-                elif end > start:
+                if ETHERNET_HEADER <= end - start < SLOT:
                     starts.append(start)
                     ends.append(end)
                     start = end + gap
+                elif end > start:
+                    self.drops += 1
                 else:
                     self.empty_packet()
             if len(view) == SMALL_BUFFER:
@@ -967,6 +1010,11 @@ class UdpPort:
 
     def __init__(self, sock, header):
         self.sock, self.header = sock, header
+        self.train = self.TRAIN_FRAMES
+        try:
+            sock.getsockopt(SOL_UDP, UDP_SEGMENT)
+        except OSError:         # a kernel before 4.18 would send a train as one giant datagram
+            self.train = 1
         self.refused = {}       # peer -> the smallest size that it took no trains of
         self.retry = 0.0
 
@@ -976,7 +1024,7 @@ class UdpPort:
         begin = starts[first] - header
         size = ends[first] - begin
         if last - first > 1 and size < self.refused.get(peer, 65536):
-            step = min(self.TRAIN_FRAMES, self.TRAIN_BYTES // size)
+            step = min(self.train, self.TRAIN_BYTES // size)
             while step > 1 and last - first > 1:
                 stop = min(first + step, last)
                 if not self.send_train(burst, first, stop, peer, plug):
@@ -1058,14 +1106,17 @@ class IPv4:
 
     @staticmethod
     def membership(group, index):
+        """What JOIN takes: the group, on an interface."""
         return IP_MREQN.pack(socket.inet_pton(AF_INET, group), bytes(4), index)
 
     @staticmethod
     def outgoing(index):
+        """What MULTICAST_IF takes: the interface that multicast goes out on."""
         return IP_MREQN.pack(bytes(4), bytes(4), index)
 
     @staticmethod
     def socket_address(address, port, index):
+        """The address as bind() and sendto() want it."""
         return address, port
 
 
@@ -1079,14 +1130,17 @@ class IPv6:
 
     @staticmethod
     def membership(group, index):
+        """What JOIN takes: the group, on an interface."""
         return IPV6_MREQ.pack(socket.inet_pton(AF_INET6, group), index)
 
     @staticmethod
     def outgoing(index):
+        """What MULTICAST_IF takes: the interface that multicast goes out on."""
         return INT.pack(index)
 
     @staticmethod
     def socket_address(address, port, index):
+        """The address as bind() and sendto() want it."""
         return address, port, 0, index
 
 
@@ -1176,6 +1230,7 @@ class Overlay(Plug):
     IDENTITY = ('port', 'vni')
     headroom = VXLAN_HEADER.size
 
+    SHORTEST, LONGEST = headroom + ETHERNET_HEADER, headroom + FRAME_MAX    # bytes of a datagram
     SAME = headroom + 12        # bytes that are alike in all frames of a train: header and MACs
     LEARN_AGAIN = 1.0           # seconds; the same MAC and peer are learned this often
 
@@ -1189,7 +1244,8 @@ class Overlay(Plug):
         families |= {ip_family(text) for text in (address, options.get('bind')) if text}
         if len(families) > 1 or (not address and 'v6' not in options and families == {IPv6}):
             raise ValueError('IPv4 and IPv6 mixed')
-        return address
+        # grp= moves a given group: a permitted prefix must see where it goes.
+        return Vxvde.fill_in(address, options)[0] if address else ''
 
     @staticmethod
     def fill_in(address, options):
@@ -1247,7 +1303,7 @@ class Overlay(Plug):
         burst = self.burst = self.burst or Burst(SMALL_BUFFER)
         starts, ends, startswith = burst.starts, burst.ends, burst.buf.startswith
         del starts[:], ends[:]
-        now = time.monotonic()
+        now, shortest, longest = time.monotonic(), self.SHORTEST, self.LONGEST
         if now - self.seen_time > self.LEARN_AGAIN:
             self.seen_peer, self.seen_time = None, now
         for start, end, size, peer in self.ports[fd].trains(burst.view, self):
@@ -1256,7 +1312,8 @@ class Overlay(Plug):
             same = peer == self.seen_peer
             while start < end:
                 stop = min(start + size, end)
-                if not (same and stop - start > self.SAME and startswith(self.seen, start)):
+                if not (same and shortest <= stop - start <= longest
+                        and startswith(self.seen, start)):
                     same = self.look(burst.buf, start, stop, peer, now)
                 if same:
                     starts.append(start + self.headroom)
@@ -1277,7 +1334,7 @@ class Overlay(Plug):
             self.macs.forget(self.peer_of(peer))
             self.seen_peer = None
             return False
-        if not ETHERNET_HEADER <= stop - start - self.headroom <= FRAME_MAX:
+        if not self.SHORTEST <= stop - start <= self.LONGEST:
             self.drops += 1
             return False
         source = buf[start + 14:start + 20]
@@ -1398,10 +1455,8 @@ class Udp(Plug):
     @staticmethod
     def normal_address(address, options):
         source, arrow, target = address.partition('->')
-        if not arrow:
-            raise ValueError('no destination; udp://[[ADDRESS:]PORT]->HOST:PORT')
-        host, port = split_host(target)
-        if not host or not port:
+        host, port = split_host(target) if ':' in target else ('', '')
+        if not arrow or not host or not port:
             raise ValueError('no destination; udp://[[ADDRESS:]PORT]->HOST:PORT')
         mine, my_port = split_host(source if ':' in source else ':' + source)
         if mine:
@@ -1500,7 +1555,11 @@ class MacVtap(Tap):
         except OSError as error:
             raise Failure(error.errno, '%s (%s): %s' % (path, vnl.address, why(error)))
         try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             fcntl.ioctl(fd, TUNSETIFF, IFREQ.pack(os.fsencode(vnl.address), IFF_TAP | IFF_NO_PI))
+        except BlockingIOError:             # the kernel would give each of us a part of the frames
+            os.close(fd)
+            raise Failure(errno.EBUSY, 'macvtap %s: in use' % vnl.address)
         except OSError as error:
             os.close(fd)
             raise Failure(error.errno, 'macvtap %s: %s' % (vnl.address, why(error)))
@@ -1641,7 +1700,7 @@ class Vde(PathPlug, LocalSocket):
             self.control.close()
             data.close()
             if isinstance(error, socket.timeout):
-                raise Failure(errno.ETIMEDOUT, doing + ': no answer')
+                raise self.no_answer(doing, vnl.options.get('port'))
             raise Failure(error.errno or errno.EIO, '%s: %s' % (doing, why(error)))
         except Failure:
             self.control.close()
@@ -1707,13 +1766,21 @@ class Vde(PathPlug, LocalSocket):
             part = self.control.recv(SOCKADDR_UN.size - len(answer))
             if not part:
                 raise Failure(errno.EBUSY if port else errno.ECONNREFUSED,
-                              doing + (': port %s is taken or not allowed' % port if port
+                              doing + (': port %s is taken or does not exist' % port if port
                                        else ': it let us not in'))
             answer += part
         try:
             return unpack_path(answer)
         except ValueError as error:
             raise Failure(errno.EPROTO, '%s: %s' % (doing, error))
+
+    @staticmethod
+    def no_answer(doing, port):
+        """The Failure for a switch that says nothing, as vde_switch does to who wants a bad port."""
+        if port:
+            return Failure(errno.EBUSY, '%s: no answer: port %s is taken or does not exist'
+                           % (doing, port))
+        return Failure(errno.ETIMEDOUT, doing + ': no answer')
 
     def fds(self):
         return {self.fd: select.EPOLLIN, self.control.fileno(): select.EPOLLIN}
@@ -1736,6 +1803,8 @@ class Vde(PathPlug, LocalSocket):
     def close(self):
         self.control.close()
         super().close()
+
+
 class Ptp(PathPlug, LocalSocket):
     """ptp://PATH: one other program at the same path.
 
@@ -1748,6 +1817,7 @@ class Ptp(PathPlug, LocalSocket):
     DEFAULTS = {'mode': '700'}
     ANSWER_TIME = 2.0           # seconds for the byte that says that we are accepted
     NAP = 0.0003                # seconds until a full receiver is tried again
+    packets = False             # the other end spoke packets before it went (see carry())
 
     @staticmethod
     def normal_address(address, options):
@@ -1760,7 +1830,8 @@ class Ptp(PathPlug, LocalSocket):
         doing = 'ptp ' + printable(path)
         pack_path(path + '+')
         try:
-            sock = self.bind_first(vnl.options, (path, path + '+'), (path + '+', path)) \
+            sock = self.packets and self.connect_packets(path) \
+                or self.bind_first(vnl.options, (path, path + '+'), (path + '+', path)) \
                 or self.connect_packets(path)
         except OSError as error:
             raise Failure(error.errno or errno.ETIMEDOUT, '%s: %s' % (doing, why(error)))
@@ -1792,7 +1863,11 @@ class Ptp(PathPlug, LocalSocket):
             os.umask(umask)
 
     def connect_packets(self, path):
-        """The other dialect: connect, and wait for one byte, 0 or an errno."""
+        """The other dialect: connect, and wait for one byte, 0 or an errno.
+
+        None when the other end came back with datagrams. Raises OSError, also when it is not back:
+        our own datagram socket at its path would keep it away.
+        """
         sock = socket.socket(AF_UNIX, SOCK_SEQPACKET)
         try:
             sock.settimeout(self.ANSWER_TIME)
@@ -1801,9 +1876,12 @@ class Ptp(PathPlug, LocalSocket):
             if answer != b'\0':
                 number = answer[0] if answer else errno.ECONNREFUSED
                 raise OSError(number, os.strerror(number))
-        except OSError:
+        except OSError as error:
             sock.close()
+            if self.packets and error.errno == errno.EPROTOTYPE:
+                return None
             raise
+        Ptp.packets = True
         return sock
 
     def wait(self):
@@ -1845,6 +1923,10 @@ def remove_stale(path, kind):
             return False
         except BlockingIOError:             # a full backlog: alive
             return False
+        except PermissionError as error:
+            if error.errno == errno.EPERM:  # connected to somebody else: alive
+                return False
+            raise
         except FileNotFoundError:
             return True
         except ConnectionRefusedError:
@@ -2238,9 +2320,9 @@ def tag_list(value):
     """A list of VLANs A and mappings A-B, separated by : or dots."""
     pairs = []
     for token in word(value).replace(':', '.').split('.'):
-        here, _, there = token.partition('-')
-        check = number(2, 4094)
-        pairs.append((check(here), check(there) if there else check(here)))
+        here, dash, there = token.partition('-')
+        check = number(*VLANS)
+        pairs.append((check(here), check(there if dash else here)))
     if len(dict(pairs)) < len(pairs) or len({there for _, there in pairs}) < len(pairs):
         raise ValueError('a VLAN is named twice')
     return ':'.join(here if here == there else '%s-%s' % (here, there) for here, there in pairs)
@@ -2256,7 +2338,7 @@ class Vlan(Plug):
     """
 
     STYLE = '/['
-    OPTIONS = {'untag': number(2, 4094), 'tag': tag_list, 'trunk': flag, 'x': flag, 'qinq': flag,
+    OPTIONS = {'untag': number(*VLANS), 'tag': tag_list, 'trunk': flag, 'x': flag, 'qinq': flag,
                'ad': flag}
     ALIASES = {'x': 'trunk', 'ad': 'qinq'}
     IDENTITY = ('untag', 'tag', 'trunk', 'qinq')
@@ -2267,7 +2349,7 @@ class Vlan(Plug):
         for alias, name in Vlan.ALIASES.items():
             if alias in options:
                 options[name] = options.pop(alias)
-        return number(2, 4094)(address) if address.strip('0') else ''
+        return number(*VLANS)(address) if address.strip('0') else ''
 
     @classmethod
     def open(cls, vnl, who):
@@ -2312,11 +2394,12 @@ class Vlan(Plug):
     def translate(self, burst, table):
         """Change the tags of a burst in place, by a dict of VLANs; returns the frames that pass."""
         buf, starts, ends = burst.buf, [], []
+        first, last = VLANS
         for start, end in zip(burst.starts, burst.ends):
             tagged = buf.startswith(self.tag, start + 12) and end - start >= SHORTEST_TAGGED
             control = buf[start + 14] << 8 | buf[start + 15] if tagged else 0
             vlan = control & 0xfff
-            new = table.get(vlan, vlan if self.trunk and vlan else None)
+            new = table.get(vlan, vlan if self.trunk and first <= vlan <= last else None)
             if new is None:
                 self.drops += 1
                 continue
@@ -2779,7 +2862,7 @@ def session(conn, link, rules):
             conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
         fd = None
         text, fd = receive_request(conn, time.monotonic() + HAND_OVER_TIME)
-        asked = printable(text)
+        asked = excerpt(text)
         tap = Tap(fd, check_tap(fd))
         who = '%s, %s' % (printable(tap.name), who)
         vnl = choose_network(text, rules)
@@ -2796,11 +2879,11 @@ def session(conn, link, rules):
         conn.close()
         link.send(b'+')
         link.close()
-        log.detail('open interface: %s (%s)' % (printable(vnl.text), who))
+        log.detail('open interface: %s (%s)' % (excerpt(vnl.text), who))
         try:
             carry(tap, plug, vnl, who)
         except Ended as error:
-            log.detail('close interface: %s (%s: %s)' % (printable(vnl.text), who, error))
+            log.detail('close interface: %s (%s: %s)' % (excerpt(vnl.text), who, error))
     else:
         plug.close()
 
@@ -2813,12 +2896,12 @@ def carry(tap, plug, vnl, who):
                 relay(tap, plug)
             except PlugGone as error:
                 log.line(LOG_WARNING, 'network gone: %s (%s: %s)' % (
-                    printable(vnl.text), who, printable(str(error))))
+                    excerpt(vnl.text), who, printable(str(error))))
             plug.close()
             tap.set_carrier(False)
             plug = open_again(tap, vnl, who)
             tap.set_carrier(True)
-            log.line(LOG_NOTICE, 'network back: %s (%s)' % (printable(vnl.text), who))
+            log.line(LOG_NOTICE, 'network back: %s (%s)' % (excerpt(vnl.text), who))
     finally:
         plug.close()
         tap.close()
@@ -2827,8 +2910,9 @@ def carry(tap, plug, vnl, who):
 def open_again(tap, vnl, who):
     """Open a network that went away, as soon as that is possible. Raises Ended with the interface.
 
-    The longest wait keeps the promise that traffic is back within 6 s of the network's return; the
-    random part keeps many sessions from coming back at the same moment.
+    The longest wait keeps the promise that traffic is back within 6 s of the network's return, even
+    when one attempt met a switch that said nothing (Vde.ANSWER_TIME); the random part keeps many
+    sessions from coming back at the same moment.
     """
     wait = FIRST_WAIT
     poller = select.poll()
@@ -3194,7 +3278,7 @@ class Usage(Failure):
     """A command line that makes no sense."""
 
     def __init__(self, sentence):
-        super().__init__(errno.EINVAL, sentence)
+        super().__init__(errno.EINVAL, printable(sentence))
 
 
 def split_options(arguments, flags, valued):
