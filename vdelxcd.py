@@ -2860,7 +2860,7 @@ def session(conn, link, rules):
         asked = 'an unread request'
         who = 'pid %d uid %d gid %d' % UCRED.unpack(
             conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
-        tap = plug = None
+        fd = None
         text, fd = receive_request(conn, time.monotonic() + HAND_OVER_TIME)
         asked = excerpt(text)
         tap = Tap(fd, check_tap(fd))
@@ -2868,6 +2868,8 @@ def session(conn, link, rules):
         vnl = choose_network(text, rules)
         plug = open_plug(vnl, 'vdelxcd ' + who)
     except Failure as error:
+        if fd is not None:
+            os.close(fd)                # the client's next try may want the same name
         what = 'permission denied' if error.errno == errno.EACCES else 'failed'
         log.line(LOG_NOTICE, 'open interface %s: %s (%s): %s' % (what, asked, who, error))
         reply(conn, error.errno)
@@ -2882,6 +2884,8 @@ def session(conn, link, rules):
             carry(tap, plug, vnl, who)
         except Ended as error:
             log.detail('close interface: %s (%s: %s)' % (excerpt(vnl.text), who, error))
+    else:
+        plug.close()
 
 
 def carry(tap, plug, vnl, who):
@@ -2960,7 +2964,7 @@ class Server:
 
         The server learns the number from the pipe of set_wakeup_fd(); a session ends.
         """
-        if self.in_session and number != SIGCHLD:
+        if self.in_session and number in (SIGTERM, SIGINT):
             raise Ended('ended by signal %d' % number)
 
     def serve(self):

@@ -158,6 +158,19 @@ def vnls(path):
     return answers
 
 
+def again(path, times):
+    """One refusal after the other, always with a new TAP of the same name; the answers."""
+    answers = []
+    for _ in range(int(times)):
+        fd = tun('again0', TAP | NO_PI)
+        conn = connect(path)
+        conn.sendmsg([b'nonsense://\0'], rights([fd]))
+        os.close(fd)
+        answers.append(conn.recv(100).decode())
+        conn.close()
+    return answers
+
+
 def million(path):
     """A VNL of 1 MiB, which never ends."""
     fd = tun('odd0', TAP | NO_PI)
@@ -235,6 +248,14 @@ def deaths(path, times):
     return kept
 
 
+def die(path, vnl):
+    """A good request of a client that is gone when its answer comes."""
+    fd = tun('dead0', TAP | NO_PI)
+    conn = connect(path)
+    conn.sendmsg([vnl.encode() + b'\0'], rights([fd]))
+    conn.close()
+
+
 # ---- interfaces ----------------------------------------------------------------------------------
 
 def many(path, count, vnl='null://'):
@@ -248,6 +269,7 @@ def many(path, count, vnl='null://'):
 
 
 if __name__ == '__main__':
-    commands = {'descriptors': descriptors, 'vnls': vnls, 'million': million, 'bytewise': bytewise,
-                'silent': silent, 'deaths': deaths, 'many': many}
+    commands = {'descriptors': descriptors, 'vnls': vnls, 'million': million, 'again': again,
+                'bytewise': bytewise, 'silent': silent, 'deaths': deaths, 'die': die,
+                'many': many}
     print(json.dumps(commands[sys.argv[2]](sys.argv[1], *sys.argv[3:])))

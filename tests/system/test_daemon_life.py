@@ -468,6 +468,18 @@ def test_a_killed_session_takes_just_its_interface(pair):
     assert 'Z' not in children(daemon.process.pid).values()
 
 
+def test_sighup_to_everything_of_that_name_ends_no_session(pair):
+    """As pkill -HUP vdelxcd sends it."""
+    daemon, a, b = pair
+    connected(daemon, a, b)
+    sessions = set(daemon.pids()) - {daemon.process.pid}
+    for pid in daemon.pids():
+        os.kill(pid, signal.SIGHUP)
+    wait_until(lambda: 'rules read again' in daemon.log())
+    a.ping('10.0.0.2')
+    assert set(daemon.pids()) == sessions | {daemon.process.pid}
+
+
 def test_sighup_reads_the_rules_again_all_or_nothing(host, new_container, new_daemon, tmp_path):
     rules = tmp_path / 'rules'
     rules.write_text('allow null://one\n')

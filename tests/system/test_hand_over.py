@@ -165,6 +165,12 @@ def test_what_follows_the_nul_is_not_part_of_the_vnl(innocents):
     wait_until(lambda: any(b'null://one (odd0' in line for line in log_lines(innocents.daemon)))
 
 
+def test_a_refused_tap_is_let_go_before_the_answer(innocents):
+    """Who is refused can try again under the same name, at once."""
+    answers = by_hand(innocents.attacker, innocents.daemon, 'again', 50)
+    assert answers == [answered(errno.EPROTONOSUPPORT)] * 50
+
+
 # ---- clients that are slow, or die ---------------------------------------------------------------
 
 def test_silent_clients_are_cut_off_and_newcomers_served_meanwhile(innocents):
@@ -205,6 +211,14 @@ def test_a_client_killed_while_it_waits_leaves_nothing(innocents):
     finally:
         os.kill(stopped, signal.SIGCONT)
     wait_until(lambda: 'wait0' not in attacker.interfaces())
+
+
+def test_a_client_that_dies_before_the_answer_leaves_no_node(innocents, tmp_path):
+    """The session opened a hub, and then nobody was there to be told."""
+    node = str(tmp_path / 'node')
+    by_hand(innocents.attacker, innocents.daemon, 'die', 'hub://' + node)
+    wait_until(lambda: snapshot(innocents.daemon) == innocents.before)
+    assert not os.path.exists(node)
 
 
 def test_two_dozen_clients_at_once_are_all_served(innocents):
