@@ -836,12 +836,12 @@ class Packets(Plug):
         try:
             while start <= last and len(starts) < BURST:
                 end = start + os.readv(fd, (view[start:start + SLOT],))
-                if end - start == SLOT:
-                    self.drops += 1
-                elif end > start:
+                if ETHERNET_HEADER <= end - start < SLOT:
                     starts.append(start)
                     ends.append(end)
                     start = end + gap
+                elif end > start:
+                    self.drops += 1
                 else:
                     self.empty_packet()
             if len(view) == SMALL_BUFFER:
@@ -2189,6 +2189,9 @@ class Switch(Node):
         last = target = None
         for start, end in zip(burst.starts, burst.ends):
             head = buf[start:start + 16]
+            if end - start < ETHERNET_HEADER:
+                self.drops += 1
+                continue
             if head != last:
                 last, target = head, self.target(source, head, now)
             lot = lots.get(target)
@@ -2306,7 +2309,7 @@ class Vlan(Plug):
             control = buf[start + 14] << 8 | buf[start + 15] if tagged else 0
             vlan = control & 0xfff
             new = table.get(vlan, vlan if self.trunk and vlan else None)
-            if new is None:
+            if new is None or end - start < ETHERNET_HEADER:
                 self.drops += 1
                 continue
             if tagged and (new or not vlan):
