@@ -2280,6 +2280,9 @@ class Switch(Node):
         last = target = None
         for start, end in zip(burst.starts, burst.ends):
             head = buf[start:start + 16]
+            if end - start < ETHERNET_HEADER:
+                self.drops += 1
+                continue
             if head != last:
                 last, target = head, self.target(source, head, now)
             lot = lots.get(target)
@@ -2400,7 +2403,7 @@ class Vlan(Plug):
             control = buf[start + 14] << 8 | buf[start + 15] if tagged else 0
             vlan = control & 0xfff
             new = table.get(vlan, vlan if self.trunk and first <= vlan <= last else None)
-            if new is None:
+            if new is None or end - start < ETHERNET_HEADER:
                 self.drops += 1
                 continue
             if tagged and (new or not vlan):

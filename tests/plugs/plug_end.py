@@ -53,13 +53,12 @@ class End:
 
     # ---- life ----
 
-    def open(self, vnl, gap=0):
-        """Open a VNL; [errno, sentence] when that failed."""
+    def open(self, vnl):
+        """Open a VNL; [errno, sentence] when that failed. The gap is 0, that of a TAP."""
         try:
-            self.plug = self.module.open_plug(self.module.read_vnl(vnl))
+            self.plug = self.module.open_plug(self.module.read_vnl(vnl), 'a test')
         except self.module.Failure as failure:
             return [failure.errno, str(failure)]
-        self.plug.gap = self.gap = gap
         return None
 
     def tap(self, name, gap=0):
@@ -186,18 +185,21 @@ class End:
         poller = select.poll()
         for file in others:
             poller.register(file.fileno(), select.POLLIN)
-        mine = []
+        mine = {}
         if self.plug and not self.held and not self.ended:
             mine = self.plug.fds()
-        for fd in mine:
-            poller.register(fd, select.POLLIN)
+        for fd, events in mine.items():         # poll() and epoll have the same numbers
+            poller.register(fd, events)
         for fd, events in poller.poll(None if seconds is None else max(seconds, 0) * 1000):
             if fd in mine:
                 try:
                     burst = self.plug.recv(fd)
                     self.frames += frames_of(burst, self.gap)
-                    if not burst.starts and events != select.POLLIN:
+                    if not burst.starts and events & (select.POLLERR | select.POLLHUP):
                         self.plug.hung_up(fd)
+                    if self.plug.changed:
+                        self.plug.changed = False
+                        break                   # a closed descriptor's number may be used again
                 except (self.module.Ended, self.module.PlugGone) as error:
                     self.ended = type(error).__name__
                     return True
