@@ -40,6 +40,7 @@ RECEIVE_BUFFER_MAX = 64 << 20   # bytes; more than a VNL gets with rcvbuf=
 SEND_BUFFER = 1 << 20       # bytes asked of the kernel for what it sends
 MACS_MAX = 4096             # entries of a MAC table
 HAND_OVER_TIME = 5.0        # seconds a client has to hand over its TAP
+RESOLVER = 'timeout:1 attempts:2'       # resolv.conf(5): a name is found, or not, within that
 HAND_OVERS_MAX = 64         # unfinished hand-overs; one more and the oldest goes
 PAUSE = 0.2                 # seconds without accept() when processes or descriptors run out
 START_TIME = 2.0            # seconds to wait for other daemons that start in the same directory
@@ -92,6 +93,10 @@ IFF_NOFILTER = 0x1000                       # TUNGETIFF: no filter is attached; 
 IFF_VNET_HDR = 0x4000
 IFREQ = struct.Struct('16sH22x')            # struct ifreq: name[16], flags, padding to 40 bytes
 IFNAMSIZ = 16                               # with the closing NUL
+
+# <linux/netlink.h>, <linux/rtnetlink.h>
+NETLINK_ROUTE = 0
+RTMGRP_LINK = 1                             # links come, change and go
 
 # <sys/un.h>, <linux/socket.h>
 SUN_PATH_MAX = 107                          # bytes of a socket path without the closing NUL
@@ -395,7 +400,7 @@ def parse_vnl(text, schemes, depth=1):
     scheme, separator, rest = text.partition('://')
     if not separator:
         scheme, rest = 'vde', text
-    if not scheme or set(scheme) - SCHEME_LETTERS:
+    if not scheme or set(scheme) - SCHEME_LETTERS or scheme[0] in '-_':     # no option of vde_plug
         raise Failure(errno.EPROTONOSUPPORT, '%s: not a scheme' % printable(scheme))
     plug = schemes.get(scheme)
     if plug is None:                        # for vde_plug: not a quote is touched
@@ -1468,6 +1473,7 @@ class Udp(Plug):
         mine, my_port = split_host(source if ':' in source else ':' + source)
         host, port = split_host(target)
         wanted = ip_family(mine).FAMILY if mine else 0
+        os.environ.setdefault('RES_OPTIONS', RESOLVER)
         try:
             number, _, _, _, self.peer = socket.getaddrinfo(host, int(port), wanted,
                                                             SOCK_DGRAM)[0]
@@ -1542,7 +1548,10 @@ def join_host(host, port):
 
 
 class MacVtap(Tap):
-    """macvtap://NAME: a macvtap interface of the daemon's own network namespace."""
+    """macvtap://NAME: a macvtap interface of the daemon's own network namespace.
+
+    Its descriptor does not tell when the interface is deleted, so we hear what happens to links.
+    """
 
     @staticmethod
     def normal_address(address, options):
@@ -1564,6 +1573,30 @@ class MacVtap(Tap):
             os.close(fd)
             raise Failure(error.errno, 'macvtap %s: %s' % (vnl.address, why(error)))
         super().__init__(fd, vnl.address)
+        self.links = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE)
+        self.links.setblocking(False)
+        self.links.bind((0, RTMGRP_LINK))
+
+    def fds(self):
+        return {self.fd: select.EPOLLIN, self.links.fileno(): select.EPOLLIN}
+
+    def recv(self, fd):
+        if fd == self.fd:
+            return super().recv(fd)
+        try:
+            while self.links.recv(65536):
+                pass
+        except OSError:                     # nothing more, or more than it could hold
+            pass
+        try:
+            fcntl.ioctl(self.fd, TUNGETIFF, bytes(IFREQ.size))
+        except OSError as error:
+            raise Ended('macvtap %s is gone: %s' % (self.name, why(error)))
+        return EMPTY
+
+    def close(self):
+        self.links.close()
+        super().close()
 
 
 class LocalSocket(Packets):
@@ -2049,8 +2082,10 @@ class Node(PathPlug, Plug):
             except Living:
                 try:
                     return Vde(Vnl('vde', path, {}, None, 'vde://' + path), who)
-                except Failure as error:    # just going, or just coming
-                    failure = error
+                except Failure as error:
+                    if error.errno == errno.ETIMEDOUT:
+                        raise
+                    failure = error         # just going, or just coming
                     time.sleep(0.05)
             except OSError as error:
                 raise Failure(error.errno, 'node %s: %s' % (printable(path), why(error)))

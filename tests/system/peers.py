@@ -258,7 +258,7 @@ def join(container, daemon, vnl, *addresses, name='vde0', mtu=None):
 def refused(container, daemon, vnl):
     """The line of a client that is refused, and what the daemon logged of it; nothing stays."""
     before = daemon.log()
-    done = container.client('-s', daemon.socket, vnl, check=False)
+    done = container.client('-s', daemon.socket, '--', vnl, check=False)
     assert done.returncode == 1, 'not refused: ' + vnl
     wait_until(lambda: container.interfaces() == {'lo'}, what='no interface stays')
     wait_until(lambda: len(daemon.log()) > len(before), what='a log line about ' + vnl)
@@ -305,15 +305,18 @@ def start_daemon(host, directory, *argv, before=(), script=DAEMON, vnl=None):
     return daemon
 
 
-def transfer(source, target, address, size=4 << 20):
-    """Send random bytes by TCP from one namespace to another; all must arrive as they are."""
+def transfer(source, target, address, size=4 << 20, bind=None):
+    """Send random bytes by TCP from one namespace to another; all must arrive as they are.
+
+    The target listens on address, or on bind.
+    """
     data = os.urandom(size)
     family = socket.AF_INET6 if ':' in address else socket.AF_INET
     server = in_namespace(target, lambda: socket.socket(family))
     client = in_namespace(source, lambda: socket.socket(family))
     received = bytearray()
     with server, client:
-        server.bind((address, 0))
+        server.bind((bind or address, 0))
         server.listen(1)
         server.settimeout(20)
         client.settimeout(20)

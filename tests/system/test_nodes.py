@@ -386,3 +386,29 @@ def test_odd_datagrams_are_no_frames(node, members):
         assert 14 <= len(data) <= 9234, 'a fragment of a frame was passed on'
         data = two.one(2)
     assert data == frame(seed=1)
+
+
+def test_a_node_that_does_not_answer_is_told_as_such(host, new_container, new_daemon, path):
+    daemon, c, d = new_daemon(host), new_container('c'), new_container('d')
+    join(c, daemon, 'hub://' + path)
+    owner = session_pid(daemon)
+    os.kill(owner, peers.signal.SIGSTOP)
+    done = d.client('-s', daemon.socket, 'hub://' + path, check=False)
+    assert done.returncode == 1 and os.strerror(110) in done.stderr
+    assert 'hub://%s (vde0' % path in daemon.log() and 'no answer' in daemon.log()
+    os.kill(owner, peers.signal.SIGCONT)
+    join(d, daemon, 'hub://' + path)
+
+
+def test_who_joined_with_vde_waits_for_the_node(host, new_container, new_daemon, closing, path):
+    daemon, a, b = new_daemon(host), new_container('a'), new_container('b')
+    join(a, daemon, 'switch://' + path, ADDRESSES[0])
+    join(b, daemon, 'vde://' + path, ADDRESSES[1])
+    a.ping('10.0.0.2')
+    a.ip('link del vde0')
+    wait_until(lambda: not carrier(b), timeout=1)
+    gone(path)
+    join(a, daemon, 'switch://' + path, ADDRESSES[0])
+    wait_until(lambda: carrier(b), timeout=6)
+    a.ping('10.0.0.2')
+    assert '10.0.0.2/24' in b.ip('addr show vde0').stdout

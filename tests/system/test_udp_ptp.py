@@ -101,6 +101,22 @@ def test_udp_errors_name_the_number_and_the_reason(host, new_container, new_daem
     assert os.strerror(98) in line and 'Address already in use' in logged
 
 
+def test_a_name_server_that_is_silent_is_told_as_such(host, new_container, closing,
+                                                      tmp_path_factory):
+    """Within the time that a client has, and with a line in the log."""
+    directory, c = tmp_path_factory.mktemp('vde'), new_container('c')
+    (directory / 'resolv.conf').write_text('nameserver 127.0.0.1\n')
+    server = closing(in_namespace(host, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)))
+    server.bind(('127.0.0.1', 53))
+    daemon = closing(peers.start_daemon(host, directory, before=[
+        'unshare', '-m', 'sh', '-c', 'mount --bind "$0" "$(readlink -f /etc/resolv.conf)" '
+        '&& exec "$@"', str(directory / 'resolv.conf')]))
+    line, logged = refused(c, daemon, 'udp://5000->some.name.invalid:5000')
+    assert os.strerror(113) in line and 'host some.name.invalid: ' in logged
+    server.settimeout(1)
+    assert b'some' in server.recv(1000), 'it was asked'
+
+
 # ---- ptp://, datagrams ----------------------------------------------------------------------------
 
 def test_ptp_with_vde_plug_whoever_comes_first(host, new_container, new_daemon, tmp_path):

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import socket
 import stat
 import struct
@@ -303,6 +304,26 @@ def test_frames_written_while_the_switch_is_away_are_dropped_and_harm_nothing(
     closing(far)
     port.send(frame(seed=5000))
     expect(far, frame(seed=5000))
+
+
+def test_a_switch_that_stands_still_holds_up_nothing(pair, new_switch, closing):
+    daemon, a, b = pair
+    switch = new_switch()
+    join(a, daemon, 'vde://' + switch.path, '10.0.0.1/24')
+    join(b, daemon, 'vde://' + switch.path, '10.0.0.2/24')
+    a.ping('10.0.0.2')
+    switch.process.send_signal(signal.SIGSTOP)
+    port = closing(peers.RawPort(a, 'vde0'))
+    started = time.monotonic()
+    port.send(*[frame(1514, seed=seed) for seed in range(3000)])
+    a.ip('link del vde0')
+    wait_until(lambda: len(daemon.pids()) == 2, timeout=3, what='the session ends')
+    assert time.monotonic() - started < 4
+    assert carrier(b)
+    switch.process.send_signal(signal.SIGCONT)
+    join(a, daemon, 'vde://' + switch.path, '10.0.0.1/24')
+    b.ip('neigh flush dev vde0')
+    b.ping('10.0.0.1')
 
 
 # ---- errors ---------------------------------------------------------------------------------------
