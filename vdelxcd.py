@@ -1810,7 +1810,7 @@ class Vde(PathPlug, LocalSocket):
 
     @staticmethod
     def no_answer(doing, port):
-        """The Failure for a switch that says nothing, as vde_switch does to who wants a bad port."""
+        """The Failure for a switch that says nothing, as vde_switch does about a bad port."""
         if port:
             return Failure(errno.EBUSY, '%s: no answer: port %s is taken or does not exist'
                            % (doing, port))
@@ -2744,7 +2744,7 @@ def read_vnl(text):
     return parse_vnl(text, PLUGS)
 
 
-def open_plug(vnl, who):
+def open_plug(vnl, who='vdelxcd'):
     """Open the network that a VNL names; who is told to a switch. Raises Failure."""
     return PLUGS.get(vnl.scheme, Bridge).open(vnl, who)
 
