@@ -900,7 +900,9 @@ class Packets(Plug):
         gap = self.gap
         start, last = gap, len(view) - SLOT
         try:
-            while start <= last and len(starts) < BURST:
+            for _ in range(BURST):
+                if start > last:
+                    break
                 end = start + os.readv(fd, (view[start:start + SLOT],))
                 if ETHERNET_HEADER <= end - start < SLOT:
                     starts.append(start)
