@@ -45,7 +45,10 @@ HAND_OVERS_MAX = 64         # unfinished hand-overs; one more and the oldest goe
 PAUSE = 0.2                 # seconds without accept() when processes or descriptors run out
 NESTING_MAX = 32            # levels of a nested VNL
 FIRST_WAIT, LONGEST_WAIT = 0.25, 4.0    # seconds until a lost network is tried again
-START_DIRECTORY = os.getcwd()   # relative paths in VNLs start here
+try:
+    START_DIRECTORY = os.getcwd()       # relative paths in VNLs start here
+except OSError:
+    START_DIRECTORY = '/'               # it was deleted
 
 USAGE = 'Usage: vdelxcd [OPTION]... SOCKET [VNL]'
 HELP = USAGE + """
@@ -629,8 +632,9 @@ def no_permission(level, remedy):
 
 def follow_alias(text):
     """A default's VNL: a file named by a VNL without scheme holds the VNL in its first line."""
-    if text.isprintable() and '://' not in text and os.path.isfile(text):
-        with open(text, errors='surrogateescape') as file:
+    path = os.path.join(START_DIRECTORY, text)          # also when a detached daemon reads again
+    if text.isprintable() and '://' not in text and os.path.isfile(path):
+        with open(path, errors='surrogateescape') as file:
             return file.readline(VNL_MAX + 2).strip()
     return text
 
@@ -972,7 +976,11 @@ def interface_name(text):
 
 
 class Null(Plug):
-    """null://: nothing comes, and what is sent vanishes."""
+    """null://: nothing comes, and what is sent vanishes; an address means nothing."""
+
+    @staticmethod
+    def normal_address(address, options):
+        return ''
 
     def __init__(self, vnl):
         pass
