@@ -221,9 +221,12 @@ def hand_over(daemon, tap, vnl, timeout):
     request = os.fsencode(vnl) + b'\0'
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack('i', tap))]
     deadline = time.monotonic() + timeout
-    reply, chunk = b'', b'?'
+    reply, chunk, sent = b'', b'?', True
     try:
-        daemon.sendmsg([request], rights, socket.MSG_NOSIGNAL)
+        try:
+            daemon.sendmsg([request], rights, socket.MSG_NOSIGNAL)
+        except BrokenPipeError:
+            sent = False                    # a daemon short of processes answers before it reads
         while chunk and b'\0' not in reply and len(reply) < REPLY_MAX:
             if time.monotonic() > deadline:
                 raise BlockingIOError
@@ -234,7 +237,7 @@ def hand_over(daemon, tap, vnl, timeout):
     except OSError as error:
         raise failure('vdelxcd', error.errno, 'the daemon hung up before it answered')
     number = reply.split(b'\0')[0]
-    if not reply:
+    if not reply or (not sent and number.strip(b'0') == b''):
         raise failure('vdelxcd', errno.ECONNRESET, 'the daemon hung up before it answered')
     if not number.isdigit() or len(number) > 9:
         raise failure('vdelxcd', errno.EPROTO, 'not an answer: %s' % ascii(reply[:40])[1:])
@@ -318,12 +321,30 @@ def parse_arguments(arguments):
     return options
 
 
+def say(text, stream):
+    """Write to sys.stdout or sys.stderr at once; print() alone would fail when Python ends.
+
+    Raises Failure.
+    """
+    try:
+        if stream is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        print(text, end='', file=stream, flush=True)
+    except OSError as error:
+        try:
+            if stream:
+                stream.close()              # forgets what it could not write
+        except OSError:
+            pass
+        raise failure('vdelxcc: output', error.errno)
+
+
 def main(arguments):
     """Check, connect, make the TAP, hand it over; return the exit status."""
     try:
         options = parse_arguments(arguments)
         if 'help' in options or 'version' in options:
-            print(HELP if 'help' in options else 'vdelxcc %s\n' % VERSION, end='')
+            say(HELP if 'help' in options else 'vdelxcc %s\n' % VERSION, sys.stdout)
             return 0
         if len(os.fsencode(options['vnl'])) > VNL_MAX:
             raise Failure('vdelxcc: the VNL is longer than %d bytes' % VNL_MAX)
@@ -332,13 +353,15 @@ def main(arguments):
         tap, name = make_tap(names)
         hand_over(daemon, tap, options['vnl'], options['timeout'])
         if 'verbose' in options:
-            print(name)
+            say(name + '\n', sys.stdout)
         return 0
     except (Failure, OSError) as error:
         line = error if isinstance(error, Failure) else 'vdelxcc: %s' % error
-        print(one_line(str(line)), file=sys.stderr)
-        if isinstance(error, Usage):
-            print(USAGE, file=sys.stderr)
+        text = one_line(str(line)) + '\n' + (USAGE + '\n' if isinstance(error, Usage) else '')
+        try:
+            say(text, sys.stderr)
+        except Failure:
+            pass
         return 1
     except KeyboardInterrupt:
         return 1

@@ -21,7 +21,6 @@ import gc
 import grp
 import os
 import pwd
-import resource
 import select
 import signal
 import socket
@@ -41,10 +40,12 @@ RECEIVE_BUFFER_MAX = 64 << 20   # bytes; more than a VNL gets with rcvbuf=
 SEND_BUFFER = 1 << 20       # bytes asked of the kernel for what it sends
 MACS_MAX = 4096             # entries of a MAC table
 HAND_OVER_TIME = 5.0        # seconds a client has to hand over its TAP
+RESOLVER = 'timeout:1 attempts:2'       # resolv.conf(5): a name is found, or not, within that
 HAND_OVERS_MAX = 64         # unfinished hand-overs; one more and the oldest goes
 PAUSE = 0.2                 # seconds without accept() when processes or descriptors run out
+START_TIME = 2.0            # seconds to wait for other daemons that start in the same directory
 NESTING_MAX = 32            # levels of a nested VNL
-FIRST_WAIT, LONGEST_WAIT = 0.25, 4.0    # seconds until a lost network is tried again
+FIRST_WAIT, LONGEST_WAIT = 0.25, 2.0    # seconds until a lost network is tried again
 try:
     START_DIRECTORY = os.getcwd()       # relative paths in VNLs start here
 except OSError:
@@ -96,6 +97,10 @@ IFF_VNET_HDR = 0x4000
 IFREQ = struct.Struct('16sH22x')            # struct ifreq: name[16], flags, padding to 40 bytes
 IFNAMSIZ = 16                               # with the closing NUL
 
+# <linux/netlink.h>, <linux/rtnetlink.h>
+NETLINK_ROUTE = 0
+RTMGRP_LINK = 1                             # links come, change and go
+
 # <sys/un.h>, <linux/socket.h>
 SUN_PATH_MAX = 107                          # bytes of a socket path without the closing NUL
 UCRED = struct.Struct('3i')                 # struct ucred: pid, uid, gid
@@ -135,6 +140,7 @@ OVERLAY_GROUPS = {4: '239.0.0.1', 6: 'ff05:56de::1'}
 TAG, TAG_QINQ = b'\x81\x00', b'\x88\xa8'
 TAG_SIZE = 4
 SHORTEST_TAGGED = ETHERNET_HEADER + TAG_SIZE
+VLANS = 2, 4094                             # the first and the last that a network can use
 
 # vde_plug's stream: a length, a frame
 STREAM_LENGTH = struct.Struct('>H')
@@ -203,6 +209,7 @@ class Log:
     def __init__(self):
         self.verbose = False
         self.write = None           # sends bytes to stderr
+        self.close_stderr = lambda: None
         self.syslog = None          # the socket to LOG_SOCKET
 
     def open_stderr(self):
@@ -211,15 +218,20 @@ class Log:
             if stat.S_ISSOCK(os.fstat(2).st_mode):
                 copy = socket.socket(fileno=os.dup(2))
                 self.write = lambda line: copy.send(line, MSG_DONTWAIT | MSG_NOSIGNAL)
+                self.close_stderr = copy.close
             else:
+                if fcntl.fcntl(2, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+                    raise OSError(errno.EBADF, os.strerror(errno.EBADF))
                 copy = os.open('/proc/self/fd/2', os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK
                                | os.O_NOCTTY | os.O_CLOEXEC)
                 self.write = lambda line: os.write(copy, line)
+                self.close_stderr = lambda: os.close(copy)
         except OSError:
             self.write = lambda line: os.write(2, line)
 
     def open_syslog(self):
-        """Send lines to syslog from now on."""
+        """Send lines to syslog from now on; who waits for the end of our stderr has it."""
+        self.close_stderr()
         self.syslog = socket.socket(AF_UNIX, SOCK_DGRAM)
         self.syslog.setblocking(False)
 
@@ -391,7 +403,7 @@ def parse_vnl(text, schemes, depth=1):
     scheme, separator, rest = text.partition('://')
     if not separator:
         scheme, rest = 'vde', text
-    if not scheme or set(scheme) - SCHEME_LETTERS:
+    if not scheme or set(scheme) - SCHEME_LETTERS or scheme[0] in '-_':     # no option of vde_plug
         raise Failure(errno.EPROTONOSUPPORT, '%s: not a scheme' % printable(scheme))
     plug = schemes.get(scheme)
     if plug is None:                        # for vde_plug: not a quote is touched
@@ -894,12 +906,12 @@ class Packets(Plug):
         try:
             while start <= last and len(starts) < BURST:
                 end = start + os.readv(fd, (view[start:start + SLOT],))
-                if end - start == SLOT:
-                    self.drops += 1
-                elif end > start:
+                if ETHERNET_HEADER <= end - start < SLOT:
                     starts.append(start)
                     ends.append(end)
                     start = end + gap
+                elif end > start:
+                    self.drops += 1
                 else:
                     self.empty_packet()
             if len(view) == SMALL_BUFFER:
@@ -1011,6 +1023,11 @@ class UdpPort:
 
     def __init__(self, sock, header):
         self.sock, self.header = sock, header
+        self.train = self.TRAIN_FRAMES
+        try:
+            sock.getsockopt(SOL_UDP, UDP_SEGMENT)
+        except OSError:         # a kernel before 4.18 would send a train as one giant datagram
+            self.train = 1
         self.refused = {}       # peer -> the smallest size that it took no trains of
         self.retry = 0.0
 
@@ -1020,7 +1037,7 @@ class UdpPort:
         begin = starts[first] - header
         size = ends[first] - begin
         if last - first > 1 and size < self.refused.get(peer, 65536):
-            step = min(self.TRAIN_FRAMES, self.TRAIN_BYTES // size)
+            step = min(self.train, self.TRAIN_BYTES // size)
             while step > 1 and last - first > 1:
                 stop = min(first + step, last)
                 if not self.send_train(burst, first, stop, peer, plug):
@@ -1226,6 +1243,7 @@ class Overlay(Plug):
     IDENTITY = ('port', 'vni')
     headroom = VXLAN_HEADER.size
 
+    SHORTEST, LONGEST = headroom + ETHERNET_HEADER, headroom + FRAME_MAX    # bytes of a datagram
     SAME = headroom + 12        # bytes that are alike in all frames of a train: header and MACs
     LEARN_AGAIN = 1.0           # seconds; the same MAC and peer are learned this often
 
@@ -1298,7 +1316,7 @@ class Overlay(Plug):
         burst = self.burst = self.burst or Burst(SMALL_BUFFER)
         starts, ends, startswith = burst.starts, burst.ends, burst.buf.startswith
         del starts[:], ends[:]
-        now = time.monotonic()
+        now, shortest, longest = time.monotonic(), self.SHORTEST, self.LONGEST
         if now - self.seen_time > self.LEARN_AGAIN:
             self.seen_peer, self.seen_time = None, now
         for start, end, size, peer in self.ports[fd].trains(burst.view, self):
@@ -1307,7 +1325,8 @@ class Overlay(Plug):
             same = peer == self.seen_peer
             while start < end:
                 stop = min(start + size, end)
-                if not (same and stop - start > self.SAME and startswith(self.seen, start)):
+                if not (same and shortest <= stop - start <= longest
+                        and startswith(self.seen, start)):
                     same = self.look(burst.buf, start, stop, peer, now)
                 if same:
                     starts.append(start + self.headroom)
@@ -1328,7 +1347,7 @@ class Overlay(Plug):
             self.macs.forget(self.peer_of(peer))
             self.seen_peer = None
             return False
-        if not ETHERNET_HEADER <= stop - start - self.headroom <= FRAME_MAX:
+        if not self.SHORTEST <= stop - start <= self.LONGEST:
             self.drops += 1
             return False
         source = buf[start + 14:start + 20]
@@ -1449,10 +1468,8 @@ class Udp(Plug):
     @staticmethod
     def normal_address(address, options):
         source, arrow, target = address.partition('->')
-        if not arrow:
-            raise ValueError('no destination; udp://[[ADDRESS:]PORT]->HOST:PORT')
-        host, port = split_host(target)
-        if not host or not port:
+        host, port = split_host(target) if ':' in target else ('', '')
+        if not arrow or not host or not port:
             raise ValueError('no destination; udp://[[ADDRESS:]PORT]->HOST:PORT')
         mine, my_port = split_host(source if ':' in source else ':' + source)
         if mine:
@@ -1464,6 +1481,7 @@ class Udp(Plug):
         mine, my_port = split_host(source if ':' in source else ':' + source)
         host, port = split_host(target)
         wanted = ip_family(mine).FAMILY if mine else 0
+        os.environ.setdefault('RES_OPTIONS', RESOLVER)
         try:
             number, _, _, _, self.peer = socket.getaddrinfo(host, int(port), wanted,
                                                             SOCK_DGRAM)[0]
@@ -1538,7 +1556,10 @@ def join_host(host, port):
 
 
 class MacVtap(Tap):
-    """macvtap://NAME: a macvtap interface of the daemon's own network namespace."""
+    """macvtap://NAME: a macvtap interface of the daemon's own network namespace.
+
+    Its descriptor does not tell when the interface is deleted, so we hear what happens to links.
+    """
 
     @staticmethod
     def normal_address(address, options):
@@ -1551,11 +1572,39 @@ class MacVtap(Tap):
         except OSError as error:
             raise Failure(error.errno, '%s (%s): %s' % (path, vnl.address, why(error)))
         try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             fcntl.ioctl(fd, TUNSETIFF, IFREQ.pack(os.fsencode(vnl.address), IFF_TAP | IFF_NO_PI))
+        except BlockingIOError:             # the kernel would give each of us a part of the frames
+            os.close(fd)
+            raise Failure(errno.EBUSY, 'macvtap %s: in use' % vnl.address)
         except OSError as error:
             os.close(fd)
             raise Failure(error.errno, 'macvtap %s: %s' % (vnl.address, why(error)))
         super().__init__(fd, vnl.address)
+        self.links = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE)
+        self.links.setblocking(False)
+        self.links.bind((0, RTMGRP_LINK))
+
+    def fds(self):
+        return {self.fd: select.EPOLLIN, self.links.fileno(): select.EPOLLIN}
+
+    def recv(self, fd):
+        if fd == self.fd:
+            return super().recv(fd)
+        try:
+            while self.links.recv(65536):
+                pass
+        except OSError:                     # nothing more, or more than it could hold
+            pass
+        try:
+            fcntl.ioctl(self.fd, TUNGETIFF, bytes(IFREQ.size))
+        except OSError as error:
+            raise Ended('macvtap %s is gone: %s' % (self.name, why(error)))
+        return EMPTY
+
+    def close(self):
+        self.links.close()
+        super().close()
 
 
 class LocalSocket(Packets):
@@ -1693,7 +1742,7 @@ class Vde(PathPlug, LocalSocket):
             self.control.close()
             data.close()
             if isinstance(error, socket.timeout):
-                raise Failure(errno.ETIMEDOUT, doing + ': no answer')
+                raise self.no_answer(doing, vnl.options.get('port'))
             raise Failure(error.errno or errno.EIO, '%s: %s' % (doing, why(error)))
         except Failure:
             self.control.close()
@@ -1759,13 +1808,21 @@ class Vde(PathPlug, LocalSocket):
             part = self.control.recv(SOCKADDR_UN.size - len(answer))
             if not part:
                 raise Failure(errno.EBUSY if port else errno.ECONNREFUSED,
-                              doing + (': port %s is taken or not allowed' % port if port
+                              doing + (': port %s is taken or does not exist' % port if port
                                        else ': it let us not in'))
             answer += part
         try:
             return unpack_path(answer)
         except ValueError as error:
             raise Failure(errno.EPROTO, '%s: %s' % (doing, error))
+
+    @staticmethod
+    def no_answer(doing, port):
+        """The Failure for a switch that says nothing, as vde_switch does to who wants a bad port."""
+        if port:
+            return Failure(errno.EBUSY, '%s: no answer: port %s is taken or does not exist'
+                           % (doing, port))
+        return Failure(errno.ETIMEDOUT, doing + ': no answer')
 
     def fds(self):
         return {self.fd: select.EPOLLIN, self.control.fileno(): select.EPOLLIN}
@@ -1786,9 +1843,6 @@ class Vde(PathPlug, LocalSocket):
         self.control.close()
         super().close()
 
-    def hung_up(self, fd):
-        raise PlugGone(errno.ECONNRESET, 'the switch is gone')
-
 
 class Ptp(PathPlug, LocalSocket):
     """ptp://PATH: one other program at the same path.
@@ -1802,6 +1856,7 @@ class Ptp(PathPlug, LocalSocket):
     DEFAULTS = {'mode': '700'}
     ANSWER_TIME = 2.0           # seconds for the byte that says that we are accepted
     NAP = 0.0003                # seconds until a full receiver is tried again
+    packets = False             # the other end spoke packets before it went (see carry())
 
     @staticmethod
     def normal_address(address, options):
@@ -1814,7 +1869,8 @@ class Ptp(PathPlug, LocalSocket):
         doing = 'ptp ' + printable(path)
         pack_path(path + '+')
         try:
-            sock = self.bind_first(vnl.options, (path, path + '+'), (path + '+', path)) \
+            sock = self.packets and self.connect_packets(path) \
+                or self.bind_first(vnl.options, (path, path + '+'), (path + '+', path)) \
                 or self.connect_packets(path)
         except OSError as error:
             raise Failure(error.errno or errno.ETIMEDOUT, '%s: %s' % (doing, why(error)))
@@ -1846,7 +1902,11 @@ class Ptp(PathPlug, LocalSocket):
             os.umask(umask)
 
     def connect_packets(self, path):
-        """The other dialect: connect, and wait for one byte, 0 or an errno."""
+        """The other dialect: connect, and wait for one byte, 0 or an errno.
+
+        None when the other end came back with datagrams. Raises OSError, also when it is not back:
+        our own datagram socket at its path would keep it away.
+        """
         sock = socket.socket(AF_UNIX, SOCK_SEQPACKET)
         try:
             sock.settimeout(self.ANSWER_TIME)
@@ -1855,9 +1915,12 @@ class Ptp(PathPlug, LocalSocket):
             if answer != b'\0':
                 number = answer[0] if answer else errno.ECONNREFUSED
                 raise OSError(number, os.strerror(number))
-        except OSError:
+        except OSError as error:
             sock.close()
+            if self.packets and error.errno == errno.EPROTOTYPE:
+                return None
             raise
+        Ptp.packets = True
         return sock
 
     def wait(self):
@@ -1899,6 +1962,10 @@ def remove_stale(path, kind):
             return False
         except BlockingIOError:             # a full backlog: alive
             return False
+        except PermissionError as error:
+            if error.errno == errno.EPERM:  # connected to somebody else: alive
+                return False
+            raise
         except FileNotFoundError:
             return True
         except ConnectionRefusedError:
@@ -2023,8 +2090,10 @@ class Node(PathPlug, Plug):
             except Living:
                 try:
                     return Vde(Vnl('vde', path, {}, None, 'vde://' + path), who)
-                except Failure as error:    # just going, or just coming
-                    failure = error
+                except Failure as error:
+                    if error.errno == errno.ETIMEDOUT:
+                        raise
+                    failure = error         # just going, or just coming
                     time.sleep(0.05)
             except OSError as error:
                 raise Failure(error.errno, 'node %s: %s' % (printable(path), why(error)))
@@ -2254,6 +2323,9 @@ class Switch(Node):
         last = target = None
         for start, end in zip(burst.starts, burst.ends):
             head = buf[start:start + 16]
+            if end - start < ETHERNET_HEADER:
+                self.drops += 1
+                continue
             if head != last:
                 last, target = head, self.target(source, head, now)
             lot = lots.get(target)
@@ -2292,9 +2364,9 @@ def tag_list(value):
     """A list of VLANs A and mappings A-B, separated by : or dots."""
     pairs = []
     for token in word(value).replace(':', '.').split('.'):
-        here, _, there = token.partition('-')
-        check = number(2, 4094)
-        pairs.append((check(here), check(there) if there else check(here)))
+        here, dash, there = token.partition('-')
+        check = number(*VLANS)
+        pairs.append((check(here), check(there if dash else here)))
     if len(dict(pairs)) < len(pairs) or len({there for _, there in pairs}) < len(pairs):
         raise ValueError('a VLAN is named twice')
     return ':'.join(here if here == there else '%s-%s' % (here, there) for here, there in pairs)
@@ -2310,7 +2382,7 @@ class Vlan(Plug):
     """
 
     STYLE = '/['
-    OPTIONS = {'untag': number(2, 4094), 'tag': tag_list, 'trunk': flag, 'x': flag, 'qinq': flag,
+    OPTIONS = {'untag': number(*VLANS), 'tag': tag_list, 'trunk': flag, 'x': flag, 'qinq': flag,
                'ad': flag}
     ALIASES = {'x': 'trunk', 'ad': 'qinq'}
     IDENTITY = ('untag', 'tag', 'trunk', 'qinq')
@@ -2321,7 +2393,7 @@ class Vlan(Plug):
         for alias, name in Vlan.ALIASES.items():
             if alias in options:
                 options[name] = options.pop(alias)
-        return number(2, 4094)(address) if address.strip('0') else ''
+        return number(*VLANS)(address) if address.strip('0') else ''
 
     @classmethod
     def open(cls, vnl, who):
@@ -2368,12 +2440,13 @@ class Vlan(Plug):
     def translate(self, burst, table):
         """Change the tags of a burst in place, by a dict of VLANs; returns the frames that pass."""
         buf, starts, ends = burst.buf, [], []
+        first, last = VLANS
         for start, end in zip(burst.starts, burst.ends):
             tagged = buf.startswith(self.tag, start + 12) and end - start >= SHORTEST_TAGGED
             control = buf[start + 14] << 8 | buf[start + 15] if tagged else 0
             vlan = control & 0xfff
-            new = table.get(vlan, vlan if self.trunk and vlan else None)
-            if new is None:
+            new = table.get(vlan, vlan if self.trunk and first <= vlan <= last else None)
+            if new is None or end - start < ETHERNET_HEADER:
                 self.drops += 1
                 continue
             if tagged and (new or not vlan):
@@ -2630,7 +2703,7 @@ def run_program(words, stream, errors):
         for fd, source in (0, stream), (1, stream), (2, errors):
             os.dup2(source, fd)
         os.set_blocking(2, True)
-        os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        os.closerange(3, os.sysconf('SC_OPEN_MAX'))
         os.execvp(words[0], words)
     except OSError as error:
         os.write(2, os.fsencode(why(error)))
@@ -2833,7 +2906,7 @@ def session(conn, link, rules):
         asked = 'an unread request'
         who = 'pid %d uid %d gid %d' % UCRED.unpack(
             conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
-        tap = plug = None
+        fd = None
         text, fd = receive_request(conn, time.monotonic() + HAND_OVER_TIME)
         asked = excerpt(text)
         tap = Tap(fd, check_tap(fd))
@@ -2841,6 +2914,8 @@ def session(conn, link, rules):
         vnl = choose_network(text, rules)
         plug = open_plug(vnl, 'vdelxcd ' + who)
     except Failure as error:
+        if fd is not None:
+            os.close(fd)                # the client's next try may want the same name
         what = 'permission denied' if error.errno == errno.EACCES else 'failed'
         log.line(LOG_NOTICE, 'open interface %s: %s (%s): %s' % (what, asked, who, error))
         reply(conn, error.errno)
@@ -2855,6 +2930,8 @@ def session(conn, link, rules):
             carry(tap, plug, vnl, who)
         except Ended as error:
             log.detail('close interface: %s (%s: %s)' % (excerpt(vnl.text), who, error))
+    else:
+        plug.close()
 
 
 def carry(tap, plug, vnl, who):
@@ -2879,8 +2956,9 @@ def carry(tap, plug, vnl, who):
 def open_again(tap, vnl, who):
     """Open a network that went away, as soon as that is possible. Raises Ended with the interface.
 
-    The longest wait keeps the promise that traffic is back within 6 s of the network's return; the
-    random part keeps many sessions from coming back at the same moment.
+    The longest wait keeps the promise that traffic is back within 6 s of the network's return, even
+    when one attempt met a switch that said nothing (Vde.ANSWER_TIME); the random part keeps many
+    sessions from coming back at the same moment.
     """
     wait = FIRST_WAIT
     poller = select.poll()
@@ -2923,6 +3001,7 @@ class Server:
         for number in SIGNALS:
             signal.signal(number, self.on_signal)
         signal.set_wakeup_fd(self.signals[1])
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         self.poller.register(self.signals[0], select.EPOLLIN)
         self.poller.register(listener.fileno(), select.EPOLLIN)
 
@@ -2931,7 +3010,7 @@ class Server:
 
         The server learns the number from the pipe of set_wakeup_fd(); a session ends.
         """
-        if self.in_session and number != SIGCHLD:
+        if self.in_session and number in (SIGTERM, SIGINT):
             raise Ended('ended by signal %d' % number)
 
     def serve(self):
@@ -3091,7 +3170,9 @@ def open_listener(path, mode):
     if len(os.fsencode(path)) > SUN_PATH_MAX:
         raise Failure(errno.ENAMETOOLONG, '%s: longer than %d bytes' % (doing, SUN_PATH_MAX))
     listener = socket.socket(AF_UNIX, SOCK_STREAM)
+    starting = None
     try:
+        starting = wait_for_others(os.path.dirname(path))
         try:
             free = remove_stale(path, SOCK_STREAM)
         except FileExistsError:
@@ -3112,7 +3193,29 @@ def open_listener(path, mode):
     except Failure:
         listener.close()
         raise
+    finally:
+        if starting is not None:
+            os.close(starting)
     return listener
+
+
+def wait_for_others(directory):
+    """Let daemons that start in this directory do so one by one, until the descriptor is closed.
+
+    Otherwise two of them could find the same stale socket, and one remove the other's new one. Who
+    shares the directory can hold the lock: nobody waits longer than START_TIME. Raises OSError.
+    """
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    deadline = time.monotonic() + START_TIME
+    while time.monotonic() < deadline:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            time.sleep(0.01)
+        except OSError:                     # a file system without locks
+            break
+    return fd
 
 
 def write_pidfile(path):
@@ -3167,8 +3270,8 @@ def remove_own(path, identity):
 def detach():
     """Go on in a daemon process; return the descriptor on which it reports.
 
-    The calling process waits for the report and exits: 0 on the byte '+', else 1 with the text.
-    Raises Failure.
+    The calling process waits for the report and exits with 0 on the byte '+'; any other report is
+    an error, raised there as a Failure.
     """
     try:
         report, ready = os.pipe2(os.O_CLOEXEC)
@@ -3176,19 +3279,32 @@ def detach():
     except OSError as error:
         raise Failure(error.errno, 'detaching: ' + why(error))
     if child:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         os.close(ready)
         text = b''
         for part in iter(lambda: os.read(report, 4096), b''):
             text += part
-        if text != b'+':
-            os.write(2, text or b'vdelxcd: the daemon ended before it was ready\n')
-        os._exit(0 if text == b'+' else 1)
-    os.close(report)
-    os.setsid()
-    if os.fork():                           # not a session leader: no terminal will ever be ours
-        os._exit(0)
-    os.chdir('/')
+        if text == b'+':
+            os._exit(0)
+        raise Failure(errno.EIO, os.fsdecode(text) or 'the daemon ended before it was ready')
+    try:
+        os.close(report)
+        os.setsid()
+        if os.fork():                       # not a session leader: no terminal will ever be ours
+            os._exit(0)
+        os.chdir('/')
+    except OSError as error:
+        os.write(ready, os.fsencode('detaching: ' + why(error)))
+        os._exit(1)
     return ready
+
+
+def open_standard_streams():
+    """Take 0, 1 and 2 where they are closed; else what is opened next would pass for stderr."""
+    fd = os.open(os.devnull, os.O_RDWR)
+    while fd <= 2:
+        fd = os.dup(fd)
+    os.close(fd)
 
 
 def leave_terminal():
@@ -3314,13 +3430,14 @@ def load_rules_again(options, old):
 def run(options):
     """Rules, socket, detach, pidfile, ready, serve, clean up. Raises Failure."""
     rules = load_rules(options)
+    # From now on there is something to remove: signals wait until the server handles them.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     listener = open_listener(options['socket'], options.get('mode'))
     remove = [(options['socket'], identity_of(options['socket']))]
     owner, ready = os.getpid(), None
     try:
         if 'daemon' in options:
-            owner = None                    # the first process exits inside detach()
-            ready = detach()
+            ready = detach()                # the first process leaves in here
             owner = os.getpid()
         name_process('vdelxcd')
         if 'pidfile' in options:
@@ -3334,11 +3451,10 @@ def run(options):
             os.close(ready)
             ready = None
         server.serve()
-    except Failure as error:
+    except (Failure, OSError) as error:
         if ready is None:
             raise
-        os.write(ready, b''.join(b'vdelxcd: %s\n' % os.fsencode(line)
-                                 for line in str(error).split('\n')))
+        os.write(ready, os.fsencode(why(error)))
         raise SystemExit(1)
     finally:
         if os.getpid() == owner:
@@ -3346,13 +3462,29 @@ def run(options):
                 remove_own(path, identity)
 
 
+def say(text):
+    """Write to stdout at once. Raises Failure: print() alone would fail when Python ends."""
+    try:
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        print(text, end='', flush=True)
+    except OSError as error:
+        try:
+            if sys.stdout:
+                sys.stdout.close()          # forgets what it could not write
+        except OSError:
+            pass
+        raise Failure(error.errno, 'output: ' + why(error))
+
+
 def main(arguments):
     """Parse the command line and run; return the exit status."""
     try:
+        open_standard_streams()
         log.open_stderr()
         options = parse_arguments(arguments)
         if 'help' in options or 'version' in options:
-            print(HELP if 'help' in options else 'vdelxcd %s\n' % VERSION, end='')
+            say(HELP if 'help' in options else 'vdelxcd %s\n' % VERSION)
             return 0
         log.verbose = 'verbose' in options
         run(options)
@@ -3361,7 +3493,9 @@ def main(arguments):
         for line in (str(error) if isinstance(error, Failure) else why(error)).split('\n'):
             log.line(LOG_ERR, 'vdelxcd: ' + line)
         if isinstance(error, Usage):
-            log.write(USAGE.encode() + b'\n')
+            log.line(LOG_ERR, USAGE)
+        return 1
+    except KeyboardInterrupt:
         return 1
 
 

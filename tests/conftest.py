@@ -4,12 +4,15 @@ Everything real: namespaces are held by sleeping processes and end with them; no
 outside of them. The scripts run under $VDELXC_PYTHON (default: the python3 of the system).
 """
 
+import ctypes
 import importlib.util
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -31,8 +34,9 @@ PACKAGES = {
     'ip': 'iproute2', 'ping': 'iputils-ping', 'tcpdump': 'tcpdump', 'iperf3': 'iperf3',
     'vde_plug': 'vdeplug', 'vde_switch': 'vde-switch', 'mandoc': 'mandoc',
     'lxc-create': 'lxc', 'busybox': 'busybox-static', 'unshare': 'util-linux',
-    'nsenter': 'util-linux', 'ethtool': 'ethtool',
+    'nsenter': 'util-linux', 'ethtool': 'ethtool', 'setpriv': 'util-linux', 'make': 'make',
 }
+MISSING = set()             # packages for want of which a test was skipped
 
 
 def missing(what, package):
@@ -40,7 +44,28 @@ def missing(what, package):
     text = '%s is missing: apt-get install %s (or: make test-tools)' % (what, package)
     if UNDER_CI:
         pytest.fail(text)
+    MISSING.add(package)
     pytest.skip(text)
+
+
+def pytest_configure(config):
+    """The core is what runs under every interpreter: make test-pythons."""
+    config.addinivalue_line('markers', 'core: part of what runs under every interpreter')
+
+
+def pytest_collection_modifyitems(items):
+    """All of unit/ and plugs/ is core; in other directories a test says it with the marker."""
+    for item in items:
+        if os.path.basename(os.path.dirname(str(item.fspath))) in ('unit', 'plugs'):
+            item.add_marker('core')
+
+
+def pytest_terminal_summary(terminalreporter):
+    """One command for everything that was skipped for want of a tool."""
+    if MISSING:
+        terminalreporter.write_sep('=', 'tools are missing')
+        terminalreporter.write_line('To run the tests that need them, as root: make test-tools')
+        terminalreporter.write_line('or: apt-get install ' + ' '.join(sorted(MISSING)))
 
 
 def require(*tools):
@@ -107,7 +132,7 @@ class Namespace:
 
     def __init__(self, name):
         self.name = name
-        self.children = []
+        self.children, self.sockets = [], []
         self.holder = subprocess.Popen(['unshare', '--net', 'sleep', 'infinity'])
         mine = os.readlink('/proc/self/ns/net')
         wait_until(lambda: self.inode() not in (None, mine), what='namespace ' + name)
@@ -142,6 +167,21 @@ class Namespace:
         """ip link add ... ; words are split at blanks."""
         return self.run('ip', *text.split(), check=check)
 
+    def socket(self, *kind):
+        """A socket of this process that lives inside; waits on it end after ten seconds."""
+        opened = []
+
+        def enter_and_open():           # a thread, since it never comes back
+            with open('/proc/%d/ns/net' % self.holder.pid) as namespace:
+                if ctypes.CDLL(None).setns(namespace.fileno(), 0) == 0:
+                    opened.append(socket.socket(*kind))
+        thread = threading.Thread(target=enter_and_open)
+        thread.start()
+        thread.join()
+        self.sockets += opened
+        opened[0].settimeout(10)
+        return opened[0]
+
     def interfaces(self):
         """The names of the interfaces inside."""
         lines = self.ip('-o link show').stdout.splitlines()
@@ -160,6 +200,8 @@ class Namespace:
             if child.poll() is None:
                 child.kill()
             child.wait()
+        for each in self.sockets:
+            each.close()
         self.holder.kill()
         self.holder.wait()
 
@@ -170,7 +212,7 @@ class Host(Namespace):
     def __init__(self, name):
         super().__init__(name)
         self.ip('route add 239.0.0.0/8 dev lo')
-        self.ip('-6 route add multicast ff05::/16 dev lo table local', check=False)
+        self.ip('-6 route add local ff05::/16 dev lo', check=False)     # others on lo only refuse
 
     def wire(self, other, mine='192.0.2.1', others='192.0.2.2', mtu=1500):
         """A cable (veth) to another host, with IPv4 and IPv6 addresses and the multicast routes."""
@@ -182,6 +224,7 @@ class Host(Namespace):
             host.ip('-6 addr add 2001:db8::%s/64 dev eth0 nodad' % address.rsplit('.')[-1])
             host.ip('link set eth0 up')
             host.ip('route replace 239.0.0.0/8 dev eth0')
+            host.ip('-6 route del local ff05::/16 dev lo', check=False)     # now ff00::/8 on eth0
         for host in self, other:
             wait_until(lambda: 'LOWER_UP' in host.ip('link show eth0').stdout)
 
@@ -263,6 +306,15 @@ class Daemon:
 
     def close(self):
         """Stop the daemon and end its sessions."""
+        if 'COVERAGE_RCFILE' in os.environ:         # only who ends in order reports its lines
+            for pid in self.pids():
+                try:
+                    os.kill(pid, signal.SIGTERM)
+                except OSError:
+                    pass
+            patience = time.monotonic() + 5
+            while self.pids() and time.monotonic() < patience:
+                time.sleep(0.02)
         deadline = time.monotonic() + 10
         while self.pids() and time.monotonic() < deadline:
             for pid in self.pids():
