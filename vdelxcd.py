@@ -1818,7 +1818,7 @@ class Vde(PathPlug, LocalSocket):
 
     @staticmethod
     def no_answer(doing, port):
-        """The Failure for a switch that says nothing, as vde_switch does to who wants a bad port."""
+        """The Failure for a switch that says nothing, as vde_switch does for a bad port."""
         if port:
             return Failure(errno.EBUSY, '%s: no answer: port %s is taken or does not exist'
                            % (doing, port))
