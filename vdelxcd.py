@@ -46,7 +46,10 @@ PAUSE = 0.2                 # seconds without accept() when processes or descrip
 START_TIME = 2.0            # seconds to wait for other daemons that start in the same directory
 NESTING_MAX = 32            # levels of a nested VNL
 FIRST_WAIT, LONGEST_WAIT = 0.25, 2.0    # seconds until a lost network is tried again
-START_DIRECTORY = os.getcwd()   # relative paths in VNLs start here
+try:
+    START_DIRECTORY = os.getcwd()       # relative paths in VNLs start here
+except OSError:
+    START_DIRECTORY = '/'               # it was deleted
 
 USAGE = 'Usage: vdelxcd [OPTION]... SOCKET [VNL]'
 HELP = USAGE + """
@@ -555,8 +558,7 @@ class Rule:
 
     def may_allow(self, level):
         """Can the rule allow this level? To run a program it must name the scheme."""
-        return self.prefix is None or not level.command or self.prefix.startswith(
-            level.scheme + '://')
+        return self.prefix is None or not level.command or level.scheme + '://' in self.prefix
 
     def matches_level(self, level):
         """Does the rule decide about this level alone?"""
@@ -641,8 +643,9 @@ def no_permission(level, remedy):
 
 def follow_alias(text):
     """A default's VNL: a file named by a VNL without scheme holds the VNL in its first line."""
-    if text.isprintable() and '://' not in text and os.path.isfile(text):
-        with open(text, errors='surrogateescape') as file:
+    path = os.path.join(START_DIRECTORY, text)          # also when a detached daemon reads again
+    if text.isprintable() and '://' not in text and os.path.isfile(path):
+        with open(path, errors='surrogateescape') as file:
             return file.readline(VNL_MAX + 2).strip()
     return text
 
@@ -986,7 +989,11 @@ def interface_name(text):
 
 
 class Null(Plug):
-    """null://: nothing comes, and what is sent vanishes."""
+    """null://: nothing comes, and what is sent vanishes; an address means nothing."""
+
+    @staticmethod
+    def normal_address(address, options):
+        return ''
 
     def __init__(self, vnl):
         pass
@@ -1812,7 +1819,7 @@ class Vde(PathPlug, LocalSocket):
 
     @staticmethod
     def no_answer(doing, port):
-        """The Failure for a switch that says nothing, as vde_switch does about a bad port."""
+        """The Failure for a switch that says nothing, as vde_switch does for a bad port."""
         if port:
             return Failure(errno.EBUSY, '%s: no answer: port %s is taken or does not exist'
                            % (doing, port))

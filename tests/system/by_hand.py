@@ -66,7 +66,7 @@ def ask(path, request, fds):
     return answer(conn)
 
 
-# ---- descriptors ---------------------------------------------------------------------------------
+# ---- descriptors --------------------------------------------------------------------------------
 
 def detached_queue():
     fd = tun('bad0', TAP | NO_PI | MULTI_QUEUE)
@@ -144,7 +144,7 @@ def descriptors(path):
     return answers
 
 
-# ---- VNLs ----------------------------------------------------------------------------------------
+# ---- VNLs ---------------------------------------------------------------------------------------
 
 def vnls(path):
     """The answer to each request, sent with a good TAP; stdin has a JSON list of latin-1 texts."""
@@ -199,7 +199,7 @@ def bytewise(path, vnl):
     return answer(conn)
 
 
-# ---- time ----------------------------------------------------------------------------------------
+# ---- time ---------------------------------------------------------------------------------------
 
 def silent(path, count):
     """Many clients that say nothing, or half of it: [answer, seconds] of each, in order.
@@ -256,7 +256,7 @@ def die(path, vnl):
     conn.close()
 
 
-# ---- interfaces ----------------------------------------------------------------------------------
+# ---- interfaces ---------------------------------------------------------------------------------
 
 def many(path, count, vnl='null://'):
     """Interfaces by the dozen, many0 and so on; their answers."""

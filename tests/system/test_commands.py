@@ -102,7 +102,7 @@ def echoed(data):
     return data[:11] + bytes([data[11] + 1]) + data[12:]
 
 
-# ---- the stream -----------------------------------------------------------------------------------
+# ---- the stream ---------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('kind', ['bytes', 'odd', 'whole'])
 def test_frames_survive_every_read_boundary(host, new_container, new_daemon, closing, peer, kind):
@@ -169,7 +169,7 @@ def test_vde_plug_is_a_program_like_any_other(host, new_container, new_daemon, t
     peers.transfer(n, c, '10.0.0.1', 1 << 20)
 
 
-# ---- processes ------------------------------------------------------------------------------------
+# ---- processes ----------------------------------------------------------------------------------
 
 WORDS = [
     ('plain words   between blanks', ['plain', 'words', 'between', 'blanks']),
@@ -253,7 +253,7 @@ def test_programs_that_do_not_start(host, new_container, new_daemon, tmp_path):
         assert words in logged, logged
 
 
-# ---- permission -----------------------------------------------------------------------------------
+# ---- permission ---------------------------------------------------------------------------------
 
 UNKNOWN = 'nosuch://x'
 # rules file or None, options, VNL, errno or None (allowed), words of the log line
@@ -323,7 +323,7 @@ def test_a_default_of_the_command_line_names_its_scheme_and_no_other(host, new_c
         assert os.strerror(number) in line, vnl
 
 
-# ---- the bridge -----------------------------------------------------------------------------------
+# ---- the bridge ---------------------------------------------------------------------------------
 
 def test_a_scheme_that_nobody_has_is_not_supported(host, new_container, new_daemon, closing,
                                                    tmp_path_factory):

@@ -20,7 +20,7 @@ BY_HAND = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'by_hand.py')
 REFUSED = os.strerror(errno.EACCES)
 
 
-# ---- helpers -------------------------------------------------------------------------------------
+# ---- helpers ------------------------------------------------------------------------------------
 
 class Detached:
     """A directory for daemons that are started with -d; close() ends all that name it.
@@ -125,7 +125,7 @@ def in_mounts(script):
     return ['unshare', '--mount', 'sh', '-ec', script + '\nexec "$@"', 'sh']
 
 
-# ---- detaching -----------------------------------------------------------------------------------
+# ---- detaching ----------------------------------------------------------------------------------
 
 def test_d_returns_when_the_socket_listens_and_the_pidfile_is_written(detached):
     for _ in range(5):
@@ -223,7 +223,7 @@ def test_a_daemon_that_cannot_fork_leaves_no_socket(host, tmp_path, limit):
             os.kill(pid, signal.SIGKILL)
 
 
-# ---- the socket ----------------------------------------------------------------------------------
+# ---- the socket ---------------------------------------------------------------------------------
 
 def test_a_stale_socket_is_replaced(host, new_daemon):
     daemon = new_daemon(host, start=False)
@@ -317,7 +317,7 @@ def test_a_socket_that_was_replaced_is_not_removed(host, new_daemon):
         assert listens(daemon.socket)
 
 
-# ---- the pidfile ---------------------------------------------------------------------------------
+# ---- the pidfile --------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('content', ['', '1\n', '999999999\n', 'nonsense', '-5', '\0' * 50])
 def test_a_stale_pidfile_is_replaced(detached, content):
@@ -393,7 +393,7 @@ def test_a_pidfile_that_was_replaced_is_not_removed(detached):
         assert file.read() == "somebody else's"
 
 
-# ---- signals -------------------------------------------------------------------------------------
+# ---- signals ------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_daemon_removes_its_files_and_leaves_the_interfaces(
@@ -542,7 +542,7 @@ def test_zombies_go_even_when_the_daemon_was_stopped_meanwhile(host, new_contain
     wait_until(lambda: children(pid) == {})
 
 
-# ---- processes -----------------------------------------------------------------------------------
+# ---- processes ----------------------------------------------------------------------------------
 
 def test_processes_are_named(host, new_container, new_daemon):
     daemon, container = new_daemon(host), new_container()
@@ -575,7 +575,7 @@ def test_a_session_has_its_tap_its_network_and_nothing_of_the_server(
     assert len(set(sockets)) == 6               # none is shared
 
 
-# ---- the log -------------------------------------------------------------------------------------
+# ---- the log ------------------------------------------------------------------------------------
 
 def nobody_is_hurt(daemon, container):
     """Interfaces, refusals and newcomers, many times: more lines than any buffer takes."""
@@ -715,7 +715,7 @@ def test_a_syslog_that_comes_back_is_used_again(detached, new_container, syslog)
     assert 'nonsense://two' in syslog.lines[0]
 
 
-# ---- several at once -----------------------------------------------------------------------------
+# ---- several at once ----------------------------------------------------------------------------
 
 def test_of_daemons_started_at_once_on_a_stale_socket_one_serves(host, tmp_path, closing):
     """The others end with one line; the socket answers afterwards."""

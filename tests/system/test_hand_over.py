@@ -87,7 +87,7 @@ def log_lines(daemon):
         return file.read().split(b'\n')
 
 
-# ---- descriptors ---------------------------------------------------------------------------------
+# ---- descriptors --------------------------------------------------------------------------------
 
 def test_every_wrong_descriptor_gets_its_errno(innocents):
     answers = by_hand(innocents.attacker, innocents.daemon, 'descriptors')
@@ -107,7 +107,7 @@ def test_a_good_tap_is_taken_by_hand_too(innocents):
     innocents.attacker.ip('link del many0')
 
 
-# ---- the request's text --------------------------------------------------------------------------
+# ---- the request's text -------------------------------------------------------------------------
 
 def test_a_vnl_in_many_pieces_is_put_together(innocents):
     assert by_hand(innocents.attacker, innocents.daemon, 'bytewise', 'vxvde://239.9.9.9') == '0\0'
@@ -171,7 +171,7 @@ def test_a_refused_tap_is_let_go_before_the_answer(innocents):
     assert answers == [answered(errno.EPROTONOSUPPORT)] * 50
 
 
-# ---- clients that are slow, or die ---------------------------------------------------------------
+# ---- clients that are slow, or die --------------------------------------------------------------
 
 def test_silent_clients_are_cut_off_and_newcomers_served_meanwhile(innocents):
     daemon = innocents.daemon
@@ -238,7 +238,7 @@ def test_two_dozen_clients_at_once_are_all_served(innocents):
         attacker.ip('link del par%d' % index)
 
 
-# ---- rules, end to end ---------------------------------------------------------------------------
+# ---- rules, end to end --------------------------------------------------------------------------
 
 def refusal(container, daemon, *argv):
     """The client's one line for a request that must fail; nothing is left behind."""

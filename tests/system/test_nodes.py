@@ -43,7 +43,7 @@ def gone(path):
     wait_until(lambda: not os.path.lexists(path), what='the directory is removed')
 
 
-# ---- joining, and who takes over ------------------------------------------------------------------
+# ---- joining, and who takes over ----------------------------------------------------------------
 
 @pytest.mark.parametrize('scheme', ['hub', 'switch'])
 def test_containers_and_vde_plug_meet_at_a_node(pair, new_container, path, scheme):
@@ -177,7 +177,7 @@ def test_errors(host, new_container, new_daemon, tmp_path):
     assert os.listdir(str(tmp_path)) == []
 
 
-# ---- permissions ----------------------------------------------------------------------------------
+# ---- permissions --------------------------------------------------------------------------------
 
 MODES = [                               # options -> mode of ctl and fdN, of the directory; group
     ('', 0o600, 0o2700, 0), ('[mode=0660]', 0o660, 0o2770, 0), ('[mode=666]', 0o666, 0o2777, 0),
@@ -201,7 +201,7 @@ def test_modes_and_groups_are_those_that_were_asked_for(host, new_container, new
         gone(path)
 
 
-# ---- what each kind does with frames --------------------------------------------------------------
+# ---- what each kind does with frames ------------------------------------------------------------
 
 def test_a_hub_gives_everything_to_everyone_else(node, members):
     _, _, port = node('hub')
@@ -295,7 +295,7 @@ def test_the_mac_of_a_member_that_left_is_forgotten(node, members, path):
     expect(port, frame(source=2, target=1, seed=1))
 
 
-# ---- who does harm --------------------------------------------------------------------------------
+# ---- who does harm ------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('scheme', ['hub', 'switch'])
 def test_a_member_that_never_reads_holds_up_nobody(node, members, scheme):

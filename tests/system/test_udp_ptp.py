@@ -13,7 +13,7 @@ from conftest import wait_until
 from peers import RawPort, carrier, expect, frame, in_namespace, join, refused
 
 
-# ---- udp:// ---------------------------------------------------------------------------------------
+# ---- udp:// -------------------------------------------------------------------------------------
 
 UDP_PAIRS = [
     ('udp://5001->127.0.0.1:5002', 'udp://5002->127.0.0.1:5001'),
@@ -117,7 +117,7 @@ def test_a_name_server_that_is_silent_is_told_as_such(host, new_container, closi
     assert b'some' in server.recv(1000), 'it was asked'
 
 
-# ---- ptp://, datagrams ----------------------------------------------------------------------------
+# ---- ptp://, datagrams --------------------------------------------------------------------------
 
 def test_ptp_with_vde_plug_whoever_comes_first(host, new_container, new_daemon, tmp_path):
     daemon, c, d = new_daemon(host), new_container('c'), new_container('d')
@@ -194,7 +194,7 @@ def test_ptp_errors(host, new_container, new_daemon, tmp_path):
     assert os.listdir(str(tmp_path)) == []
 
 
-# ---- ptp://, packets ------------------------------------------------------------------------------
+# ---- ptp://, packets ----------------------------------------------------------------------------
 
 class PacketPeer:
     """The newer dialect: listens with packets, says one byte, 0 or an errno."""
@@ -273,7 +273,8 @@ def test_ptp_is_refused_by_a_packet_peer(host, new_container, new_daemon, closin
     peer = closing(PacketPeer(path, greeting))
     if greeting == b'':
         wait_until(lambda: peer.thread.is_alive())
-        threading.Thread(target=lambda: (peer.thread.join(), peer.sock.close()), daemon=True).start()
+        threading.Thread(target=lambda: (peer.thread.join(), peer.sock.close()),
+                         daemon=True).start()
     line, logged = refused(c, daemon, 'ptp://' + path)
     assert os.strerror(number) in line, line
     assert 'ptp %s: %s' % (path, os.strerror(number)) in logged or number == 110, logged

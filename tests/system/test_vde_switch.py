@@ -136,7 +136,7 @@ def test_a_switch_of_another_user(host, new_container, closing, place, new_switc
     assert len(endpoints(switch)) == 2
 
 
-# ---- a switch that is played ----------------------------------------------------------------------
+# ---- a switch that is played --------------------------------------------------------------------
 
 class PlayedSwitch:
     """A control socket that takes one request and tells what it saw."""
@@ -248,7 +248,7 @@ def test_a_switch_that_answers_badly_is_refused(host, new_container, new_daemon,
     assert [name for name in os.listdir(played.path) if name.startswith('.')] == []
 
 
-# ---- coming and going -----------------------------------------------------------------------------
+# ---- coming and going ---------------------------------------------------------------------------
 
 def test_an_interface_outlives_its_switch(pair, new_switch):
     daemon, a, b = pair
@@ -326,7 +326,7 @@ def test_a_switch_that_stands_still_holds_up_nothing(pair, new_switch, closing):
     b.ping('10.0.0.1')
 
 
-# ---- errors ---------------------------------------------------------------------------------------
+# ---- errors -------------------------------------------------------------------------------------
 
 ERRORS = [                              # VNL -> errno, words of the log line
     ('vde:///nowhere/sw', 2, '/nowhere/sw: No such file or directory'),

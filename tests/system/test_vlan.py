@@ -30,7 +30,8 @@ MAPS = [
     ('/trunk/untag=9', [([(Q, 9)], []), ([(Q, 8)], [(Q, 8)]), ([], None)]),
     ('5/qinq', [([], [(AD, 5)]), ([(Q, 7)], [(AD, 5), (Q, 7)]), (None, [(Q, 5)]), (None, []),
                 ([(Q, PRIORITY | 7), (Q, 3)], [(AD, 5), (Q, PRIORITY | 7), (Q, 3)])]),
-    ('5/ad/tag=6-8/untag=9', [([(AD, 6)], [(AD, 8)]), ([(AD, 9)], []), ([(AD, 9), (Q, 2)], [(Q, 2)]),
+    ('5/ad/tag=6-8/untag=9', [([(AD, 6)], [(AD, 8)]), ([(AD, 9)], []),
+                              ([(AD, 9), (Q, 2)], [(Q, 2)]),
                               ([], [(AD, 5)])]),
     ('5[untag=9/tag=7]', [([], [(Q, 5)]), ([(Q, 9)], []), ([(Q, 7)], [(Q, 7)])]),
     ('[x/q]', [([], []), ([(AD, 7)], [(AD, 7)]), ([(Q, 7)], [(Q, 7)])]),
@@ -87,7 +88,8 @@ def test_vlans_nest(hub, new_container, closing):
     c, d = new_container('c'), new_container('d')
     join(c, daemon, 'vlan://5/tag=7{vlan://6/qinq{%s}}' % vnl, '10.0.0.1/24', mtu=1500)
     near = closing(RawPort(c, 'vde0'))
-    check_map(near, far, [([], [(AD, 6), (Q, 5)]), ([(Q, PRIORITY | 7)], [(AD, 6), (Q, PRIORITY | 7)]),
+    check_map(near, far, [([], [(AD, 6), (Q, 5)]),
+                          ([(Q, PRIORITY | 7)], [(AD, 6), (Q, PRIORITY | 7)]),
                           (None, [(AD, 6)]), (None, [(Q, 5)]), (None, [(AD, 7), (Q, 5)])])
     # A tag of the other kind is payload: each level puts its own before it.
     levels = [(vlan, AD if vlan % 2 else Q) for vlan in range(2, 12)]
