@@ -198,29 +198,22 @@ def test_d_prints_what_went_wrong_and_returns_1(host, tmp_path):
 
 
 @pytest.mark.parametrize('limit', [0, 1, 2])
-def test_a_daemon_that_cannot_fork_leaves_no_socket(host, tmp_path, limit):
+def test_a_daemon_that_cannot_fork_leaves_no_socket(host, limit):
     require('setpriv', 'prlimit')
-    (tmp_path / 'd').mkdir()
     other = ['setpriv', '--reuid=64321', '--regid=64321', '--clear-groups']
     if host.run(*(other + [PYTHON, '-c', '']), check=False).returncode:
         pytest.skip('another user cannot run %s' % PYTHON)
-    wrap = other + ['prlimit', '--nproc=%d' % limit]
-    with open(str(tmp_path / 'vdelxcd.py'), 'w') as copy, open(DAEMON) as script:
-        copy.write(script.read())
-    os.chown(str(tmp_path / 'd'), 64321, 64321)
-    path = str(tmp_path)
-    while path != '/':
-        os.chmod(path, os.stat(path).st_mode | 0o011)
-        path = os.path.dirname(path)
-    done = host.run(*(wrap + [PYTHON, str(tmp_path / 'vdelxcd.py'), '-d',
-                              str(tmp_path / 'd' / 'sock')]), check=False)
-    try:
+    # Not below pytest's own directory, which other users cannot enter.
+    with tempfile.TemporaryDirectory(prefix='vdelxc') as directory, open(DAEMON) as script:
+        os.chown(directory, 64321, 64321)
+        path = os.path.join(directory, 'sock')
+        done = host.run(*(other + ['prlimit', '--nproc=%d' % limit, PYTHON, '-', '-d', path]),
+                        check=False, stdin=script)
+        for pid in processes(directory):
+            os.kill(pid, signal.SIGKILL)
         assert done.returncode == 1 and done.stderr.count('\n') == 1
         assert os.strerror(errno.EAGAIN) in done.stderr
-        assert os.listdir(str(tmp_path / 'd')) == []
-    finally:
-        for pid in processes(str(tmp_path / 'd')):
-            os.kill(pid, signal.SIGKILL)
+        assert os.listdir(directory) == []
 
 
 # ---- the socket ---------------------------------------------------------------------------------
