@@ -208,7 +208,7 @@ class Log:
 
     def __init__(self):
         self.verbose = False
-        self.write = None           # sends bytes to stderr
+        self.write = lambda line: os.write(2, line)         # sends bytes to stderr
         self.close_stderr = lambda: None
         self.syslog = None          # the socket to LOG_SOCKET
 
@@ -989,11 +989,7 @@ def interface_name(text):
 
 
 class Null(Plug):
-    """null://: nothing comes, and what is sent vanishes; an address means nothing."""
-
-    @staticmethod
-    def normal_address(address, options):
-        return ''
+    """null://: nothing comes, and what is sent vanishes; the address means nothing."""
 
     def __init__(self, vnl):
         pass
@@ -3302,10 +3298,13 @@ def detach():
 
 def open_standard_streams():
     """Take 0, 1 and 2 where they are closed; else what is opened next would pass for stderr."""
-    fd = os.open(os.devnull, os.O_RDWR)
-    while fd <= 2:
-        fd = os.dup(fd)
-    os.close(fd)
+    try:
+        fd = os.open(os.devnull, os.O_RDWR)
+        while fd <= 2:
+            fd = os.dup(fd)
+        os.close(fd)
+    except OSError:
+        pass                                # no /dev/null here: they stay as they are
 
 
 def leave_terminal():
