@@ -27,15 +27,16 @@ PATH = os.environ.get('PATH', '') + ':/usr/local/sbin:/usr/sbin:/sbin'
 os.environ['PATH'] = PATH
 
 
-# ---- what the machine has -------------------------------------------------------------------------
+# ---- what the machine has -----------------------------------------------------------------------
 
 # tool -> the Debian package that has it; the Makefile's test-tools installs them all
 PACKAGES = {
     'ip': 'iproute2', 'ping': 'iputils-ping', 'tcpdump': 'tcpdump', 'iperf3': 'iperf3',
     'vde_plug': 'vdeplug', 'vde_switch': 'vde-switch', 'mandoc': 'mandoc',
     'lxc-create': 'lxc', 'busybox': 'busybox-static', 'unshare': 'util-linux',
-    'nsenter': 'util-linux', 'ethtool': 'ethtool',
+    'nsenter': 'util-linux', 'ethtool': 'ethtool', 'setpriv': 'util-linux', 'make': 'make',
 }
+MISSING = set()             # packages for want of which a test was skipped
 
 
 def missing(what, package):
@@ -43,7 +44,28 @@ def missing(what, package):
     text = '%s is missing: apt-get install %s (or: make test-tools)' % (what, package)
     if UNDER_CI:
         pytest.fail(text)
+    MISSING.add(package)
     pytest.skip(text)
+
+
+def pytest_configure(config):
+    """The core is what runs under every interpreter: make test-pythons."""
+    config.addinivalue_line('markers', 'core: part of what runs under every interpreter')
+
+
+def pytest_collection_modifyitems(items):
+    """All of unit/ and plugs/ is core; in other directories a test says it with the marker."""
+    for item in items:
+        if os.path.basename(os.path.dirname(str(item.fspath))) in ('unit', 'plugs'):
+            item.add_marker('core')
+
+
+def pytest_terminal_summary(terminalreporter):
+    """One command for everything that was skipped for want of a tool."""
+    if MISSING:
+        terminalreporter.write_sep('=', 'tools are missing')
+        terminalreporter.write_line('To run the tests that need them, as root: make test-tools')
+        terminalreporter.write_line('or: apt-get install ' + ' '.join(sorted(MISSING)))
 
 
 def require(*tools):
@@ -64,7 +86,7 @@ def require_namespaces():
         pytest.skip('/dev/net/tun cannot be opened here: %s' % error)
 
 
-# ---- waiting --------------------------------------------------------------------------------------
+# ---- waiting ------------------------------------------------------------------------------------
 
 def wait_until(condition, timeout=10, what=None):
     """Poll until condition() is true and return its value; fail after timeout seconds."""
@@ -78,7 +100,7 @@ def wait_until(condition, timeout=10, what=None):
         time.sleep(0.02)
 
 
-# ---- the scripts as modules -----------------------------------------------------------------------
+# ---- the scripts as modules ---------------------------------------------------------------------
 
 def load(path):
     """A script as a module, without leaving a __pycache__."""
@@ -103,7 +125,7 @@ def vdelxcc():
     return load(CLIENT)
 
 
-# ---- namespaces -----------------------------------------------------------------------------------
+# ---- namespaces ---------------------------------------------------------------------------------
 
 class Namespace:
     """A network namespace, alive as long as its holder process."""
@@ -217,12 +239,13 @@ class Container(Namespace):
     def up(self, interface, *addresses):
         """Give an interface addresses and switch it on."""
         for address in addresses:
-            self.ip('addr add %s dev %s%s' % (address, interface, ' nodad' if ':' in address else ''))
+            nodad = ' nodad' if ':' in address else ''
+            self.ip('addr add %s dev %s%s' % (address, interface, nodad))
         self.ip('link set %s up' % interface)
 
 
 def processes(marker):
-    """The pids of the live processes that have marker in their command line; zombies do not count."""
+    """The pids of the processes that have marker in their command line; zombies do not count."""
     found = []
     for pid in filter(str.isdigit, os.listdir('/proc')):
         try:
@@ -283,6 +306,15 @@ class Daemon:
 
     def close(self):
         """Stop the daemon and end its sessions."""
+        if 'COVERAGE_RCFILE' in os.environ:         # only who ends in order reports its lines
+            for pid in self.pids():
+                try:
+                    os.kill(pid, signal.SIGTERM)
+                except OSError:
+                    pass
+            patience = time.monotonic() + 5
+            while self.pids() and time.monotonic() < patience:
+                time.sleep(0.02)
         deadline = time.monotonic() + 10
         while self.pids() and time.monotonic() < deadline:
             for pid in self.pids():

@@ -131,7 +131,7 @@ def open_tagged(bench):
     return bench.open('vlan://5{vxvde://}'), bench.open('vlan://5{vxvde://}')
 
 
-# ---- the suite -----------------------------------------------------------------------------------
+# ---- the suite ----------------------------------------------------------------------------------
 
 @pytest.fixture(scope='module', params=sorted(SCHEMES))
 def network(request, tmp_path_factory):

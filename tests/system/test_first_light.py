@@ -1,5 +1,9 @@
 """The whole way: two containers on one host, one daemon, a network, a ping."""
 
+import pytest
+
+pytestmark = pytest.mark.core
+
 
 def test_two_containers_ping_each_other(pair):
     daemon, a, b = pair
