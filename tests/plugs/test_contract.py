@@ -306,6 +306,23 @@ def test_a_refused_open_has_its_errno_and_leaves_no_descriptor(bench, vnl, numbe
     assert end.do('descriptors') == before
 
 
+@pytest.mark.parametrize('kind', ['a pipe', 'a stream', 'UDP', 'nothing'])
+def test_a_descriptor_that_is_no_packet_socket_is_refused_and_not_kept(bench, kind):
+    unix = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    pipe = os.pipe()
+    with unix[0], unix[1], socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        number = {'a pipe': pipe[0], 'a stream': unix[0].fileno(), 'UDP': udp.fileno(),
+                  'nothing': 999}[kind]
+        end = bench.end(inherited=() if kind == 'nothing' else (number,))
+        before = end.do('descriptors')
+        with pytest.raises(Refused) as refused:
+            end.open('seqpacket://%d' % number)
+    for fd in pipe:
+        os.close(fd)
+    assert refused.value.errno == 9
+    assert end.do('descriptors') == before
+
+
 def test_null_swallows_everything_and_gives_nothing(bench):
     end = bench.open('null://any/thing')
     assert end.do('fds') == []
