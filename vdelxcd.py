@@ -1655,11 +1655,16 @@ class SeqPacket(LocalSocket):
 
     def __init__(self, vnl):
         try:
-            sock = socket.socket(fileno=os.dup(int(vnl.address)))
+            fd, sock = int(vnl.address), None
+            if stat.S_ISSOCK(os.fstat(fd).st_mode):     # socket() takes our word for the rest
+                sock = socket.socket(AF_UNIX, SOCK_SEQPACKET, 0, os.dup(fd))
         except OSError as error:
             raise Failure(error.errno, 'descriptor %s: %s' % (vnl.address, why(error)))
-        if sock.family != AF_UNIX or sock.type & 0xf != SOCK_SEQPACKET:
-            sock.close()
+        if not sock or [AF_UNIX, SOCK_SEQPACKET] != [
+                sock.getsockopt(socket.SOL_SOCKET, each)
+                for each in (socket.SO_DOMAIN, socket.SO_TYPE)]:
+            if sock:
+                sock.close()
             raise Failure(errno.EBADF, 'descriptor %s: no SOCK_SEQPACKET socket' % vnl.address)
         super().__init__(sock)
 
