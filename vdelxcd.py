@@ -129,6 +129,7 @@ SOL_UDP = 17
 UDP_SEGMENT = 103                           # bytes per datagram of a sent train (Linux 4.18)
 UDP_GRO = 104                               # trains are received whole (Linux 5.0)
 INT = struct.Struct('i')
+TIMEVAL = struct.Struct('ll')               # struct timeval: seconds, microseconds
 
 # vxvde and vxlan (RFC 7348, section 5): flags (0x08: VNI is valid), reserved[3], VNI[3], reserved
 VXLAN_HEADER = struct.Struct('>B3xI')       # the VNI shifted left by 8
@@ -1719,7 +1720,7 @@ class Vde(PathPlug, LocalSocket):
                'mode': mode_option}
     DEFAULTS = {'mode': '700'}
     IDENTITY = ('port', 'portgroup')
-    ANSWER_TIME = 3.0           # seconds that a switch has to answer
+    ANSWER_TIME = 3             # seconds that a switch has to answer
 
     @staticmethod
     def bare_option(text):
@@ -1732,7 +1733,9 @@ class Vde(PathPlug, LocalSocket):
     def __init__(self, vnl, who):
         data = socket.socket(AF_UNIX, SOCK_DGRAM)
         self.control = socket.socket(AF_UNIX, SOCK_STREAM)
-        self.control.settimeout(self.ANSWER_TIME)
+        # These bound connect() as well; settimeout() would make a full backlog fail at once.
+        for option in socket.SO_SNDTIMEO, socket.SO_RCVTIMEO:
+            self.control.setsockopt(socket.SOL_SOCKET, option, TIMEVAL.pack(self.ANSWER_TIME, 0))
         name = None
         doing = 'switch ' + (printable(vnl.address) or '(default)')
         try:
@@ -1743,7 +1746,7 @@ class Vde(PathPlug, LocalSocket):
         except OSError as error:
             self.control.close()
             data.close()
-            if isinstance(error, socket.timeout):
+            if isinstance(error, BlockingIOError):
                 raise self.no_answer(doing, vnl.options.get('port'))
             raise Failure(error.errno or errno.EIO, '%s: %s' % (doing, why(error)))
         except Failure:
@@ -2112,7 +2115,7 @@ class Node(PathPlug, Plug):
         self.listener = socket.socket(AF_UNIX, SOCK_STREAM)
         try:
             bind_with_mode(self.listener, path + '/ctl', self.mode, self.group)
-            self.listener.listen(15)
+            self.listener.listen(socket.SOMAXCONN)
             self.listener.setblocking(False)
         except OSError:
             self.close()
@@ -2324,10 +2327,10 @@ class Switch(Node):
         lots = {}                           # target -> (starts, ends); None is everyone else
         last = target = None
         for start, end in zip(burst.starts, burst.ends):
-            head = buf[start:start + 16]
             if end - start < ETHERNET_HEADER:
                 self.drops += 1
                 continue
+            head = buf[start:start + 16]
             if head != last:
                 last, target = head, self.target(source, head, now)
             lot = lots.get(target)
@@ -2444,6 +2447,9 @@ class Vlan(Plug):
         buf, starts, ends = burst.buf, [], []
         first, last = VLANS
         for start, end in zip(burst.starts, burst.ends):
+            if end - start < ETHERNET_HEADER:
+                self.drops += 1
+                continue
             tagged = buf.startswith(self.tag, start + 12) and end - start >= SHORTEST_TAGGED
             control = buf[start + 14] << 8 | buf[start + 15] if tagged else 0
             vlan = control & 0xfff

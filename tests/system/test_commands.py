@@ -147,7 +147,8 @@ def test_nonsense_in_the_stream_is_skipped(host, new_container, new_daemon, clos
     good = [frame(length, seed=length) for length in (60, 1514, 9230, 61)]
     stream = b''.join([
         item(b''), item(good[0]), item(b''), item(b''), item(bytes(9235)), item(bad[:13]),
-        item(good[1]), item(bad + bytes(65535 - 60)), item(b'x'), item(b'y' * 13), item(good[2]),
+        item(good[1]),
+        item(bad + bytes(65535 - 60)), item(b'x'), item(b'y' * 13), item(good[2]),
         item(bytes(65535)) * 5, item(good[3])]) * 3
     os.mkfifo(str(tmp_path / 'fifo'))
     join(c, daemon, peer('nonsense', tmp_path / 'fifo'), mtu=9216)

@@ -32,16 +32,16 @@ def test_two_containers_talk_over_udp(host, new_container, closing, tmp_path_fac
         str(directory / 'hosts')]))
     a, b = new_container('a'), new_container('b')
     join(a, daemon, mine, '10.0.0.1/24', '2001:db8::1/64')
-    a.run('ping', '-c1', '-W0.1', '10.0.0.2', check=False)      # nobody there yet: no harm
+    closing(RawPort(a, 'vde0')).send(*[frame(seed=seed) for seed in range(9)])  # nobody there yet
     join(b, daemon, others, '10.0.0.2/24', '2001:db8::2/64')
     a.ping('10.0.0.2')
     b.ping('2001:db8::1', size=1400)
 
 
-def test_udp_with_vde_plug(host, new_container, new_daemon):
+def test_udp_with_vde_plug(host, new_container, new_daemon, closing):
     daemon, c = new_daemon(host), new_container('c')
     join(c, daemon, 'udp://6001->127.0.0.1:6002', '10.0.0.1/24', '2001:db8::1/64')
-    c.run('ping', '-c2', '-i0.1', '-W0.2', '10.0.0.2', check=False)     # a late peer
+    closing(RawPort(c, 'vde0')).send(*[frame(seed=seed) for seed in range(9)])  # a late peer
     peers.plug_in(host, 'udp://6002->127.0.0.1:6001', '10.0.0.2/24', '2001:db8::2/64')
     c.ping('10.0.0.2')
     c.ping('2001:db8::2')
@@ -119,7 +119,8 @@ def test_a_name_server_that_is_silent_is_told_as_such(host, new_container, closi
 
 # ---- ptp://, datagrams --------------------------------------------------------------------------
 
-def test_ptp_with_vde_plug_whoever_comes_first(host, new_container, new_daemon, tmp_path):
+def test_ptp_with_vde_plug_whoever_comes_first(host, new_container, new_daemon, closing,
+                                               tmp_path):
     daemon, c, d = new_daemon(host), new_container('c'), new_container('d')
     path = str(tmp_path / 'link')
     peers.plug_in(d, 'ptp://' + path, '10.0.0.2/24')
@@ -142,7 +143,8 @@ def test_ptp_with_vde_plug_whoever_comes_first(host, new_container, new_daemon, 
     child.kill()
     child.wait()
     wait_until(lambda: 'peer1' not in d.interfaces())
-    c.run('ping', '-c1', '-W0.1', '10.1.0.2', check=False)      # into the void: no harm
+    port = closing(RawPort(c, 'vde0'))
+    port.send(*[frame(seed=seed) for seed in range(9)])         # into the void: no harm
     peers.plug_in(d, 'ptp://' + path, '10.1.0.2/24', name='peer1')
     d.ping('10.1.0.1')
 

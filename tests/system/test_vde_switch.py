@@ -66,7 +66,7 @@ def test_a_port_is_the_port_that_was_asked_for(host, new_container, new_daemon, 
     assert list(endpoints(switch)) == [7]
 
 
-def test_jumbo_frames_and_bulk_pass_a_switch_unchanged(pair, new_switch):
+def test_bulk_passes_a_switch_unchanged(pair, new_switch):
     daemon, a, b = pair
     switch = new_switch()
     join(a, daemon, 'vde://' + switch.path, '10.0.0.1/24')
@@ -141,12 +141,13 @@ def test_a_switch_of_another_user(host, new_container, closing, place, new_switc
 class PlayedSwitch:
     """A control socket that takes one request and tells what it saw."""
 
-    def __init__(self, path, name='ctl'):
+    def __init__(self, path, name='ctl', backlog=5, delay=0):
         os.makedirs(path, exist_ok=True)
         self.path = path
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(os.path.join(path, name))
-        self.listener.listen(5)
+        self.listener.listen(backlog)
+        self.delay = delay
         self.listener.settimeout(10)
         self.data = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.data.bind(os.path.join(path, 'data'))
@@ -155,10 +156,13 @@ class PlayedSwitch:
         threading.Thread(target=self.serve, daemon=True).start()
 
     def serve(self):
+        time.sleep(self.delay)              # a switch that has no time
         while True:
             try:
                 conn = self.listener.accept()[0]
                 request = conn.recv(4096)
+                if not request:
+                    continue
                 name = request[14:122].partition(b'\0')[0]
                 self.seen.append((request, os.fsdecode(name), os.stat(name), conn))
                 if self.answers is True:
@@ -248,6 +252,20 @@ def test_a_switch_that_answers_badly_is_refused(host, new_container, new_daemon,
     assert [name for name in os.listdir(played.path) if name.startswith('.')] == []
 
 
+<<<<<<< HEAD
+=======
+def test_a_switch_that_many_join_at_once_is_waited_for(host, new_container, new_daemon, closing,
+                                                        tmp_path):
+    daemon, c = new_daemon(host), new_container('c')
+    played = closing(PlayedSwitch(str(tmp_path / 'sw'), backlog=0, delay=1))
+    other = socket.socket(socket.AF_UNIX)
+    other.connect(played.path + '/ctl')     # nobody else fits in until the switch has time
+    other.close()
+    join(c, daemon, 'vde://' + played.path)
+    assert len(played.seen) == 1
+
+
+>>>>>>> bcac9510eb25ca1cf3b10ed665ecff6358eab257
 # ---- coming and going ---------------------------------------------------------------------------
 
 def test_an_interface_outlives_its_switch(pair, new_switch):
