@@ -46,7 +46,10 @@ PAUSE = 0.2                 # seconds without accept() when processes or descrip
 START_TIME = 2.0            # seconds to wait for other daemons that start in the same directory
 NESTING_MAX = 32            # levels of a nested VNL
 FIRST_WAIT, LONGEST_WAIT = 0.25, 2.0    # seconds until a lost network is tried again
-START_DIRECTORY = os.getcwd()   # relative paths in VNLs start here
+try:
+    START_DIRECTORY = os.getcwd()       # relative paths in VNLs start here
+except OSError:
+    START_DIRECTORY = '/'               # it was deleted
 
 USAGE = 'Usage: vdelxcd [OPTION]... SOCKET [VNL]'
 HELP = USAGE + """
@@ -206,7 +209,7 @@ class Log:
 
     def __init__(self):
         self.verbose = False
-        self.write = None           # sends bytes to stderr
+        self.write = lambda line: os.write(2, line)         # sends bytes to stderr
         self.close_stderr = lambda: None
         self.syslog = None          # the socket to LOG_SOCKET
 
@@ -286,12 +289,13 @@ class Vnl:
     spellings   frozenset of texts of this level that name the same network, whatever the options
                 that do not name it: what a denied prefix is compared with
     command     bool, does the host run a program for it?
+    ours        bool, is there a plug for its scheme? Others are left to vde_plug
     """
 
     def __init__(self, scheme, address, options, nested, head, exact=None, network=None, named=None,
-                 spellings=(), command=False):
+                 spellings=(), command=False, ours=True):
         self.scheme, self.address, self.options, self.nested = scheme, address, options, nested
-        self.head, self.command = head, command
+        self.head, self.command, self.ours = head, command, ours
         self.exact = exact or head
         self.text = '%s{%s}' % (head, nested.text) if nested else head
         self.network = frozenset(network or [('scheme', scheme), ('address', address)])
@@ -409,7 +413,7 @@ def parse_vnl(text, schemes, depth=1):
                           schemes, depth + 1) if brace else None
         if brace and nested.rpartition('}')[2] and '}' in nested:
             raise bad('text after }')
-        return Vnl(scheme, head, {}, inner, '%s://%s' % (scheme, head), command=True)
+        return Vnl(scheme, head, {}, inner, '%s://%s' % (scheme, head), command=True, ours=False)
     if plug.RAW:
         address, fields, nested = rest, [], None
     else:
@@ -555,8 +559,7 @@ class Rule:
 
     def may_allow(self, level):
         """Can the rule allow this level? To run a program it must name the scheme."""
-        return self.prefix is None or not level.command or self.prefix.startswith(
-            level.scheme + '://')
+        return self.prefix is None or not level.command or level.scheme + '://' in self.prefix
 
     def matches_level(self, level):
         """Does the rule decide about this level alone?"""
@@ -636,14 +639,14 @@ def no_permission(level, remedy):
     text = 'no rule allows ' + printable(level.head)
     if level.command:
         text = '%s:// runs a program on this host; it needs ' % level.scheme + remedy % level.scheme
-    unknown = level.command and level.scheme != 'cmd'
-    return Failure(errno.EPROTONOSUPPORT if unknown else errno.EACCES, text)
+    return Failure(errno.EACCES if level.ours else errno.EPROTONOSUPPORT, text)
 
 
 def follow_alias(text):
     """A default's VNL: a file named by a VNL without scheme holds the VNL in its first line."""
-    if text.isprintable() and '://' not in text and os.path.isfile(text):
-        with open(text, errors='surrogateescape') as file:
+    path = os.path.join(START_DIRECTORY, text)          # also when a detached daemon reads again
+    if text.isprintable() and '://' not in text and os.path.isfile(path):
+        with open(path, errors='surrogateescape') as file:
             return file.readline(VNL_MAX + 2).strip()
     return text
 
@@ -829,10 +832,6 @@ class Plug:
     drops = 0
     changed = False
 
-    @classmethod
-    def open(cls, vnl, who):
-        return cls(vnl)
-
     @staticmethod
     def bare_option(text):
         return None
@@ -844,6 +843,10 @@ class Plug:
     @staticmethod
     def fill_in(address, options):
         return address, dict(options)
+
+    @classmethod
+    def open(cls, vnl, who):
+        return cls(vnl)
 
     def fds(self):
         raise NotImplementedError
@@ -901,7 +904,9 @@ class Packets(Plug):
         gap = self.gap
         start, last = gap, len(view) - SLOT
         try:
-            while start <= last and len(starts) < BURST:
+            for _ in range(BURST):
+                if start > last:
+                    break
                 end = start + os.readv(fd, (view[start:start + SLOT],))
                 if ETHERNET_HEADER <= end - start < SLOT:
                     starts.append(start)
@@ -985,7 +990,7 @@ def interface_name(text):
 
 
 class Null(Plug):
-    """null://: nothing comes, and what is sent vanishes."""
+    """null://: nothing comes, and what is sent vanishes; the address means nothing."""
 
     def __init__(self, vnl):
         pass
@@ -1251,7 +1256,7 @@ class Overlay(Plug):
         if len(families) > 1 or (not address and 'v6' not in options and families == {IPv6}):
             raise ValueError('IPv4 and IPv6 mixed')
         # grp= moves a given group: a permitted prefix must see where it goes.
-        return Vxvde.fill_in(address, options)[0] if address else ''
+        return Overlay.fill_in(address, options)[0] if address else ''
 
     @staticmethod
     def fill_in(address, options):
@@ -1651,11 +1656,16 @@ class SeqPacket(LocalSocket):
 
     def __init__(self, vnl):
         try:
-            sock = socket.socket(fileno=os.dup(int(vnl.address)))
+            fd, sock = int(vnl.address), None
+            if stat.S_ISSOCK(os.fstat(fd).st_mode):     # socket() takes our word for the rest
+                sock = socket.socket(AF_UNIX, SOCK_SEQPACKET, 0, os.dup(fd))
         except OSError as error:
             raise Failure(error.errno, 'descriptor %s: %s' % (vnl.address, why(error)))
-        if sock.family != AF_UNIX or sock.type & 0xf != SOCK_SEQPACKET:
-            sock.close()
+        if not sock or [AF_UNIX, SOCK_SEQPACKET] != [
+                sock.getsockopt(socket.SOL_SOCKET, each)
+                for each in (socket.SO_DOMAIN, socket.SO_TYPE)]:
+            if sock:
+                sock.close()
             raise Failure(errno.EBADF, 'descriptor %s: no SOCK_SEQPACKET socket' % vnl.address)
         super().__init__(sock)
 
@@ -1675,6 +1685,7 @@ class PathPlug:
 
     @staticmethod
     def normal_address(address, options):
+        """The path, absolute and plain."""
         return normal_path(address)
 
 
@@ -1711,13 +1722,13 @@ class Vde(PathPlug, LocalSocket):
     IDENTITY = ('port', 'portgroup')
     ANSWER_TIME = 3             # seconds that a switch has to answer
 
-    @classmethod
-    def open(cls, vnl, who):
-        return cls(vnl, who)
-
     @staticmethod
     def bare_option(text):
         return 'portgroup' if set(text) - set('0123456789') else 'port'
+
+    @classmethod
+    def open(cls, vnl, who):
+        return cls(vnl, who)
 
     def __init__(self, vnl, who):
         data = socket.socket(AF_UNIX, SOCK_DGRAM)
@@ -1812,7 +1823,7 @@ class Vde(PathPlug, LocalSocket):
 
     @staticmethod
     def no_answer(doing, port):
-        """The Failure for a switch that says nothing, as vde_switch does when a port is bad."""
+        """The Failure for a switch that says nothing, as vde_switch does for a bad port."""
         if port:
             return Failure(errno.EBUSY, '%s: no answer: port %s is taken or does not exist'
                            % (doing, port))
@@ -1832,9 +1843,6 @@ class Vde(PathPlug, LocalSocket):
         except OSError as error:
             raise PlugGone(error.errno, 'the switch is gone: ' + why(error))
         return EMPTY
-
-    def hung_up(self, fd):
-        raise PlugGone(errno.ECONNRESET, 'the switch is gone')
 
     def close(self):
         self.control.close()
@@ -2238,12 +2246,6 @@ class Node(PathPlug, Plug):
         """Frames from a member; returns those for our own interface."""
         return burst
 
-    def hung_up(self, fd):
-        if fd in self.conns:
-            self.remove(self.conns[fd])
-        elif fd in self.ports:
-            self.remove(self.ports[fd])
-
     def close(self):
         if not self.listener:
             return
@@ -2257,6 +2259,12 @@ class Node(PathPlug, Plug):
             except OSError:
                 pass
         os.close(self.directory)
+
+    def hung_up(self, fd):
+        if fd in self.conns:
+            self.remove(self.conns[fd])
+        elif fd in self.ports:
+            self.remove(self.ports[fd])
 
 
 def user_name():
@@ -2414,10 +2422,12 @@ class Vlan(Plug):
 
     @property
     def changed(self):
+        """Did the descriptors change? Only the inner plug's can."""
         return self.inner.changed
 
     @changed.setter
     def changed(self, value):
+        """The relay clears it."""
         self.inner.changed = value
 
     def fds(self):
@@ -2444,7 +2454,7 @@ class Vlan(Plug):
             control = buf[start + 14] << 8 | buf[start + 15] if tagged else 0
             vlan = control & 0xfff
             new = table.get(vlan, vlan if self.trunk and first <= vlan <= last else None)
-            if new is None:
+            if new is None or end - start < ETHERNET_HEADER:
                 self.drops += 1
                 continue
             if tagged and (new or not vlan):
@@ -2657,11 +2667,6 @@ class Command(Plug):
         except OSError:
             self.hung_up(None)
 
-    def hung_up(self, fd):
-        if self.errors >= 0:
-            self.read_errors()
-        raise Ended('the program ended' + ': ' * bool(self.text) + self.last_words())
-
     def close(self):
         if self.sock is None:
             return
@@ -2677,6 +2682,11 @@ class Command(Plug):
         signal_group(self.pid, signal.SIGKILL)      # also for the rest of the group
         if not ended:
             os.waitpid(self.pid, 0)
+
+    def hung_up(self, fd):
+        if self.errors >= 0:
+            self.read_errors()
+        raise Ended('the program ended' + ': ' * bool(self.text) + self.last_words())
 
 
 class Bridge(Command):
@@ -2750,7 +2760,7 @@ def read_vnl(text):
     return parse_vnl(text, PLUGS)
 
 
-def open_plug(vnl, who):
+def open_plug(vnl, who='vdelxcd'):
     """Open the network that a VNL names; who is told to a switch. Raises Failure."""
     return PLUGS.get(vnl.scheme, Bridge).open(vnl, who)
 
@@ -2904,7 +2914,7 @@ def session(conn, link, rules):
         asked = 'an unread request'
         who = 'pid %d uid %d gid %d' % UCRED.unpack(
             conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
-        tap = plug = None
+        fd = None
         text, fd = receive_request(conn, time.monotonic() + HAND_OVER_TIME)
         asked = excerpt(text)
         tap = Tap(fd, check_tap(fd))
@@ -2912,6 +2922,8 @@ def session(conn, link, rules):
         vnl = choose_network(text, rules)
         plug = open_plug(vnl, 'vdelxcd ' + who)
     except Failure as error:
+        if fd is not None:
+            os.close(fd)                # the client's next try may want the same name
         what = 'permission denied' if error.errno == errno.EACCES else 'failed'
         log.line(LOG_NOTICE, 'open interface %s: %s (%s): %s' % (what, asked, who, error))
         reply(conn, error.errno)
@@ -2926,6 +2938,8 @@ def session(conn, link, rules):
             carry(tap, plug, vnl, who)
         except Ended as error:
             log.detail('close interface: %s (%s: %s)' % (excerpt(vnl.text), who, error))
+    else:
+        plug.close()
 
 
 def carry(tap, plug, vnl, who):
@@ -3004,7 +3018,7 @@ class Server:
 
         The server learns the number from the pipe of set_wakeup_fd(); a session ends.
         """
-        if self.in_session and number != SIGCHLD:
+        if self.in_session and number in (SIGTERM, SIGINT):
             raise Ended('ended by signal %d' % number)
 
     def serve(self):
@@ -3295,10 +3309,13 @@ def detach():
 
 def open_standard_streams():
     """Take 0, 1 and 2 where they are closed; else what is opened next would pass for stderr."""
-    fd = os.open(os.devnull, os.O_RDWR)
-    while fd <= 2:
-        fd = os.dup(fd)
-    os.close(fd)
+    try:
+        fd = os.open(os.devnull, os.O_RDWR)
+        while fd <= 2:
+            fd = os.dup(fd)
+        os.close(fd)
+    except OSError:
+        pass                                # no /dev/null here: they stay as they are
 
 
 def leave_terminal():

@@ -33,7 +33,7 @@ def unescape(text):
     return text.replace('\\(dq', '"').replace('\\&', '').replace('\\e', '\\')
 
 
-# ---- the manual pages ----------------------------------------------------------------------------
+# ---- the manual pages ---------------------------------------------------------------------------
 
 @pytest.mark.parametrize('name', DOCUMENTS)
 def test_lines_of_the_documentation_are_at_most_100_columns_long(name):
@@ -121,7 +121,7 @@ def test_the_rules_of_the_readme_mean_what_their_comments_say(vdelxcd, tmp_path)
         assert refusal.value.errno == errno.EACCES
 
 
-# ---- vnl(7) --------------------------------------------------------------------------------------
+# ---- vnl(7) -------------------------------------------------------------------------------------
 
 def scheme_sections():
     """{title: source} of the sections about schemes."""
@@ -187,7 +187,7 @@ def test_the_pairs_of_the_page_are_the_same_network(vdelxcd):
         assert vdelxcd.read_vnl(unescape(canonical)).text == unescape(canonical)
 
 
-# ---- examples that are run -----------------------------------------------------------------------
+# ---- examples that are run ----------------------------------------------------------------------
 
 def readme_commands(title, prompt):
     """The commands after a prompt in one section of the README."""

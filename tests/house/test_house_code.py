@@ -13,12 +13,12 @@ CLIENT_IMPORTS = set('os sys errno time signal getopt socket fcntl struct select
 DAEMON_IMPORTS = CLIENT_IMPORTS | set('stat pwd grp syslog resource gc json'.split())
 LATE_IMPORTS = {'json'}                     # costs memory that an idle interface does not need
 HEAVY = ['ctypes', 'threading', 'argparse', 'logging', 'subprocess', 'json', 'asyncio', 'typing',
-         'ipaddress', 'pathlib', 'multiprocessing']
-CLIENT_LINES, DAEMON_LINES, COLUMNS = 350, 2600, 100
+         'ipaddress', 'pathlib', 'multiprocessing', 'getopt', 'gettext', 're']
+CLIENT_LINES, DAEMON_LINES, COLUMNS = 380, 3600, 100
 
 # the methods that the docstring of Plug describes, in the order in which every plug has them
-CONTRACT = ['bare_option', 'normal_address', 'fill_in', '__init__', 'fds', 'recv', 'send', 'close',
-            'hung_up']
+CONTRACT = ['bare_option', 'normal_address', 'fill_in', 'open', '__init__', 'fds', 'recv', 'send',
+            'close', 'hung_up']
 
 
 def source(path):
@@ -124,13 +124,22 @@ def test_every_python_file_says_what_it_is_for():
 def test_every_function_and_class_has_a_docstring(path):
     module = tree(path)
     plugs = plug_classes(module)
+    classes = {node.name: node for node in module.body if isinstance(node, ast.ClassDef)}
     faults = []
+
+    def told(name, node):
+        """Is a method of this name told about in one of the classes that this one is made from?"""
+        bases = [classes[base.id] for base in node.bases if getattr(base, 'id', '') in classes]
+        return any(told(name, base) or any(
+            getattr(each, 'name', '') == name and ast.get_docstring(each) for each in base.body)
+                   for base in bases)
 
     def look(node, prefix, exempt):
         """Functions inside functions are told about by the outer one."""
         for each in node.body:
             if isinstance(each, (ast.FunctionDef, ast.ClassDef)):
-                if not ast.get_docstring(each) and each.name not in exempt:
+                if not (ast.get_docstring(each) or each.name in exempt
+                        or isinstance(node, ast.ClassDef) and told(each.name, node)):
                     faults.append('%s%s, line %d' % (prefix, each.name, each.lineno))
             if isinstance(each, ast.ClassDef):
                 look(each, each.name + '.', CONTRACT if each in plugs else ['__init__'])
@@ -177,10 +186,13 @@ def test_a_room_uses_only_rooms_above_it(path):
 def test_every_plug_has_the_methods_of_the_contract_in_the_same_order():
     plugs = plug_classes(tree(DAEMON))
     assert len(plugs) > 3
+    faults = []
     for plug in plugs:
         methods = [node.name for node in plug.body if isinstance(node, ast.FunctionDef)]
         ours = [name for name in methods if name in CONTRACT]
-        assert ours == [name for name in CONTRACT if name in ours], plug.name
+        if ours != [name for name in CONTRACT if name in ours]:
+            faults.append((plug.name, ours))
+    assert faults == []
 
 
 def test_only_the_registry_knows_the_schemes():

@@ -29,9 +29,22 @@ def test_the_architectures_with_other_ioctl_numbers_are_the_same():
         with open(path, encoding='utf-8') as file:
             module = ast.parse(file.read())
         value = next(node.value for node in module.body if isinstance(node, ast.Assign)
-                     and node.targets[0].id == 'SWAPPED_IOCTL')
+                     and getattr(node.targets[0], 'id', '') == 'SWAPPED_IOCTL')
         lists.append(ast.literal_eval(value.args[0] if isinstance(value, ast.Call) else value))
     assert lists[0] == lists[1]
+
+
+def test_functions_that_both_have_are_the_same_but_for_what_belongs_to_one():
+    bodies = []
+    for path in CLIENT, DAEMON:
+        with open(path, encoding='utf-8') as file:
+            module = ast.parse(file.read())
+        bodies.append({node.name: ast.dump(node) for node in module.body
+                       if isinstance(node, ast.FunctionDef)})
+    client, daemon = bodies
+    same = {name for name in set(client) & set(daemon) if client[name] == daemon[name]}
+    assert {'split_options', 'next_value'} <= same
+    assert set(client) & set(daemon) - same <= {'parse_arguments', 'main', 'say', 'reply'}
 
 
 def test_an_interface_name_is_judged_alike(vdelxcc, vdelxcd):

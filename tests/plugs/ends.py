@@ -46,9 +46,9 @@ class Refused(Exception):
 class End:
     """One plug in a process of its own; it takes frames at all times unless it is told to hold."""
 
-    def __init__(self, namespace):
+    def __init__(self, namespace, inherited=()):
         self.process = namespace.popen(PYTHON, PLUG_END, DAEMON, stdin=subprocess.PIPE,
-                                       stdout=subprocess.PIPE, bufsize=0)
+                                       stdout=subprocess.PIPE, bufsize=0, pass_fds=inherited)
         self.rest = b''
 
     def do(self, command, **values):
@@ -69,9 +69,9 @@ class End:
             pytest.fail('%s: %s' % (command, value))
         return value
 
-    def open(self, vnl, gap=0):
+    def open(self, vnl):
         """Open a network. Raises Refused."""
-        refused = self.do('open', vnl=vnl, gap=gap)
+        refused = self.do('open', vnl=vnl)
         if refused:
             raise Refused(*refused)
         return self
@@ -102,23 +102,35 @@ class End:
 class Bench:
     """A host, a directory, and the ends that were opened there."""
 
-    def __init__(self, host, directory):
-        self.host, self.directory = host, str(directory)
-        self.ends, self.hosts = [], []
+    def __init__(self, directory, host=None):
+        self.directory, self.hosts = str(directory), []
+        self.host = host or self.new_host('bench')
+        self.ends = []
         self.set('unix/max_dgram_qlen', 512)    # as many as may wait elsewhere
 
     def set(self, name, value):
         """Set a variable of the host's kernel, below /proc/sys/net."""
         self.host.run('sh', '-c', 'echo %s > /proc/sys/net/%s' % (value, name), check=False)
 
-    def end(self):
-        """A process for a plug."""
-        self.ends.append(End(self.host))
+    def new_host(self, name):
+        """A host that ends with the bench."""
+        self.hosts.append(Host(name))
+        return self.hosts[-1]
+
+    def end(self, host=None, inherited=()):
+        """A process for a plug, here or on another host."""
+        self.ends.append(End(host or self.host, inherited))
         return self.ends[-1]
 
-    def open(self, vnl, gap=0):
+    def open(self, vnl, **more):
         """An End with an open network. Raises Refused."""
-        return self.end().open(vnl, gap)
+        return self.end(**more).open(vnl)
+
+    def wired(self):
+        """Another host, at the other end of a cable: we are 192.0.2.1, it is 192.0.2.2."""
+        far = self.new_host('far')
+        self.host.wire(far)
+        return far
 
     def tap(self, name, gap=0):
         """An End with a new TAP."""
@@ -138,29 +150,16 @@ class Bench:
             self.host.ip('link set %s mtu 10000 master bridge up' % name)
         self.host.ip('link set bridge mtu 10000 up')
 
-    def path(self, name):
-        """A path in the directory of the bench."""
-        return os.path.join(self.directory, name)
-
-    def far_end(self, vnl, gap=0):
-        """An End with an open network, on another host that is wired to this one."""
-        far = Host('far')
-        self.hosts.append(far)
-        self.host.wire(far, mtu=9500)
-        end = End(far)
-        self.ends.append(end)
-        return end.open(vnl, gap)
-
     def close(self):
-        for each in self.ends + self.hosts:
-            each.close()
+        for thing in self.ends + self.hosts:
+            thing.close()
 
 
 @pytest.fixture
 def new_bench(closing, tmp_path):
     """new_bench() makes a bench on a host of its own, or on the host that it is given."""
     require_namespaces()
-    return lambda host=None: closing(Bench(host or closing(Host('bench')), tmp_path))
+    return lambda host=None: closing(Bench(tmp_path, host))
 
 
 @pytest.fixture

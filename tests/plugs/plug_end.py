@@ -49,18 +49,16 @@ class End:
         self.gap = 0
         self.held = False
         self.frames = []            # taken and not yet asked for
-        self.listener = None
         self.ended = None           # the name of the exception that ended the plug
 
     # ---- life ----
 
-    def open(self, vnl, gap=0):
-        """Open a VNL; [errno, sentence] when that failed."""
+    def open(self, vnl):
+        """Open a VNL; [errno, sentence] when that failed. The gap is 0, that of a TAP."""
         try:
-            self.plug = self.module.open_plug(self.module.read_vnl(vnl), 'an end')
+            self.plug = self.module.open_plug(self.module.read_vnl(vnl), 'a test')
         except self.module.Failure as failure:
             return [failure.errno, str(failure)]
-        self.plug.gap = self.gap = gap
         return None
 
     def tap(self, name, gap=0):
@@ -70,22 +68,6 @@ class End:
             name.encode(), self.module.IFF_TAP | self.module.IFF_NO_PI))
         self.plug = self.module.Tap(fd, name)
         self.plug.gap = self.gap = gap
-
-    def packets(self, path, listens):
-        """One end of a SOCK_SEQPACKET connection at a path; its descriptor."""
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        if listens:
-            sock.bind(path)
-            sock.listen(1)
-            self.listener = sock
-            return None
-        sock.connect(path)
-        return sock.detach()
-
-    def accepted(self):
-        """The descriptor of the other end, once it is connected."""
-        with self.listener:
-            return self.listener.accept()[0].detach()
 
     def close(self):
         self.plug.close()
@@ -206,8 +188,8 @@ class End:
         mine = {}
         if self.plug and not self.held and not self.ended:
             mine = self.plug.fds()
-        for fd, events in mine.items():
-            poller.register(fd, events)     # the numbers are those of epoll
+        for fd, events in mine.items():         # poll() and epoll have the same numbers
+            poller.register(fd, events)
         for fd, events in poller.poll(None if seconds is None else max(seconds, 0) * 1000):
             if fd in mine:
                 try:
@@ -215,6 +197,9 @@ class End:
                     self.frames += frames_of(burst, self.gap)
                     if not burst.starts and events & (select.POLLERR | select.POLLHUP):
                         self.plug.hung_up(fd)
+                    if self.plug.changed:
+                        self.plug.changed = False
+                        break                   # a closed descriptor's number may be used again
                 except (self.module.Ended, self.module.PlugGone) as error:
                     self.ended = type(error).__name__
                     return True

@@ -66,7 +66,7 @@ def ask(path, request, fds):
     return answer(conn)
 
 
-# ---- descriptors ---------------------------------------------------------------------------------
+# ---- descriptors --------------------------------------------------------------------------------
 
 def detached_queue():
     fd = tun('bad0', TAP | NO_PI | MULTI_QUEUE)
@@ -144,7 +144,7 @@ def descriptors(path):
     return answers
 
 
-# ---- VNLs ----------------------------------------------------------------------------------------
+# ---- VNLs ---------------------------------------------------------------------------------------
 
 def vnls(path):
     """The answer to each request, sent with a good TAP; stdin has a JSON list of latin-1 texts."""
@@ -155,6 +155,19 @@ def vnls(path):
         os.close(fd)
         if answers[-1] == '0\0':
             subprocess.check_call(['ip', 'link', 'del', 'odd%d' % index])
+    return answers
+
+
+def again(path, times):
+    """One refusal after the other, always with a new TAP of the same name; the answers."""
+    answers = []
+    for _ in range(int(times)):
+        fd = tun('again0', TAP | NO_PI)
+        conn = connect(path)
+        conn.sendmsg([b'nonsense://\0'], rights([fd]))
+        os.close(fd)
+        answers.append(conn.recv(100).decode())
+        conn.close()
     return answers
 
 
@@ -186,7 +199,7 @@ def bytewise(path, vnl):
     return answer(conn)
 
 
-# ---- time ----------------------------------------------------------------------------------------
+# ---- time ---------------------------------------------------------------------------------------
 
 def silent(path, count):
     """Many clients that say nothing, or half of it: [answer, seconds] of each, in order.
@@ -235,7 +248,15 @@ def deaths(path, times):
     return kept
 
 
-# ---- interfaces ----------------------------------------------------------------------------------
+def die(path, vnl):
+    """A good request of a client that is gone when its answer comes."""
+    fd = tun('dead0', TAP | NO_PI)
+    conn = connect(path)
+    conn.sendmsg([vnl.encode() + b'\0'], rights([fd]))
+    conn.close()
+
+
+# ---- interfaces ---------------------------------------------------------------------------------
 
 def many(path, count, vnl='null://'):
     """Interfaces by the dozen, many0 and so on; their answers."""
@@ -248,6 +269,7 @@ def many(path, count, vnl='null://'):
 
 
 if __name__ == '__main__':
-    commands = {'descriptors': descriptors, 'vnls': vnls, 'million': million, 'bytewise': bytewise,
-                'silent': silent, 'deaths': deaths, 'many': many}
+    commands = {'descriptors': descriptors, 'vnls': vnls, 'million': million, 'again': again,
+                'bytewise': bytewise, 'silent': silent, 'deaths': deaths, 'die': die,
+                'many': many}
     print(json.dumps(commands[sys.argv[2]](sys.argv[1], *sys.argv[3:])))

@@ -62,7 +62,7 @@ def cables(container, names):
         'link add %s type veth peer name %s\n' % pair for pair in pairs))
 
 
-# ---- names ---------------------------------------------------------------------------------------
+# ---- names --------------------------------------------------------------------------------------
 
 def test_success_is_silent_and_v_prints_the_name(container, daemon):
     done = container.client('-s', daemon.socket, 'null://')
@@ -132,7 +132,7 @@ def test_what_can_be_no_name_is_one_line(bystander, name):
     assert text.startswith('interface definition' + system_text(errno.EINVAL))
 
 
-# ---- the socket ----------------------------------------------------------------------------------
+# ---- the socket ---------------------------------------------------------------------------------
 
 def test_s_with_a_slash_is_a_path_and_without_one_a_name_to_look_up(container, daemon):
     container.client('-s', './vdelxcs', 'null://', cwd=daemon.directory)
@@ -193,7 +193,7 @@ def test_a_socket_that_may_not_be_opened_says_so(container, host, new_daemon):
     assert text.startswith('connect' + system_text(errno.EACCES)) and '-m' in text
 
 
-# ---- advice --------------------------------------------------------------------------------------
+# ---- advice -------------------------------------------------------------------------------------
 
 def test_without_the_tun_device_the_mount_line_is_told(container, daemon):
     hidden = ('unshare', '--mount', 'sh', '-c', 'mount -t tmpfs none /dev/net && exec "$@"', 'sh',
@@ -221,7 +221,7 @@ def test_a_refusal_names_the_rules(container, host, new_daemon):
     assert text.startswith('vdelxcd' + system_text(errno.EINVAL)) and 'vnl(7)' in text
 
 
-# ---- answers -------------------------------------------------------------------------------------
+# ---- answers ------------------------------------------------------------------------------------
 
 class FakeDaemon:
     """Listens, receives one request, then does what the test says: behave(conn).
@@ -338,7 +338,7 @@ def test_the_answer_of_a_daemon_that_did_not_read_is_heard(vdelxcc):
         assert str(raised.value).startswith('vdelxcd: ' + os.strerror(number))
 
 
-# ---- time ----------------------------------------------------------------------------------------
+# ---- time ---------------------------------------------------------------------------------------
 
 def timed(container, *argv):
     """The client's one line of failure, and the seconds it took."""
@@ -409,7 +409,7 @@ def test_an_interrupted_client_leaves_no_interface(container, fake):
     assert 'vde0' not in container.interfaces()
 
 
-# ---- the command line ----------------------------------------------------------------------------
+# ---- the command line ---------------------------------------------------------------------------
 
 def test_it_runs_from_standard_input(container, daemon):
     with open(CLIENT) as script:

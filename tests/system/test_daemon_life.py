@@ -20,7 +20,7 @@ BY_HAND = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'by_hand.py')
 REFUSED = os.strerror(errno.EACCES)
 
 
-# ---- helpers -------------------------------------------------------------------------------------
+# ---- helpers ------------------------------------------------------------------------------------
 
 class Detached:
     """A directory for daemons that are started with -d; close() ends all that name it.
@@ -125,7 +125,7 @@ def in_mounts(script):
     return ['unshare', '--mount', 'sh', '-ec', script + '\nexec "$@"', 'sh']
 
 
-# ---- detaching -----------------------------------------------------------------------------------
+# ---- detaching ----------------------------------------------------------------------------------
 
 def test_d_returns_when_the_socket_listens_and_the_pidfile_is_written(detached):
     for _ in range(5):
@@ -198,32 +198,25 @@ def test_d_prints_what_went_wrong_and_returns_1(host, tmp_path):
 
 
 @pytest.mark.parametrize('limit', [0, 1, 2])
-def test_a_daemon_that_cannot_fork_leaves_no_socket(host, tmp_path, limit):
+def test_a_daemon_that_cannot_fork_leaves_no_socket(host, limit):
     require('setpriv', 'prlimit')
-    (tmp_path / 'd').mkdir()
     other = ['setpriv', '--reuid=64321', '--regid=64321', '--clear-groups']
     if host.run(*(other + [PYTHON, '-c', '']), check=False).returncode:
         pytest.skip('another user cannot run %s' % PYTHON)
-    wrap = other + ['prlimit', '--nproc=%d' % limit]
-    with open(str(tmp_path / 'vdelxcd.py'), 'w') as copy, open(DAEMON) as script:
-        copy.write(script.read())
-    os.chown(str(tmp_path / 'd'), 64321, 64321)
-    path = str(tmp_path)
-    while path != '/':
-        os.chmod(path, os.stat(path).st_mode | 0o011)
-        path = os.path.dirname(path)
-    done = host.run(*(wrap + [PYTHON, str(tmp_path / 'vdelxcd.py'), '-d',
-                              str(tmp_path / 'd' / 'sock')]), check=False)
-    try:
+    # Not below pytest's own directory, which other users cannot enter.
+    with tempfile.TemporaryDirectory(prefix='vdelxc') as directory, open(DAEMON) as script:
+        os.chown(directory, 64321, 64321)
+        path = os.path.join(directory, 'sock')
+        done = host.run(*(other + ['prlimit', '--nproc=%d' % limit, PYTHON, '-', '-d', path]),
+                        check=False, stdin=script)
+        for pid in processes(directory):
+            os.kill(pid, signal.SIGKILL)
         assert done.returncode == 1 and done.stderr.count('\n') == 1
         assert os.strerror(errno.EAGAIN) in done.stderr
-        assert os.listdir(str(tmp_path / 'd')) == []
-    finally:
-        for pid in processes(str(tmp_path / 'd')):
-            os.kill(pid, signal.SIGKILL)
+        assert os.listdir(directory) == []
 
 
-# ---- the socket ----------------------------------------------------------------------------------
+# ---- the socket ---------------------------------------------------------------------------------
 
 def test_a_stale_socket_is_replaced(host, new_daemon):
     daemon = new_daemon(host, start=False)
@@ -317,7 +310,7 @@ def test_a_socket_that_was_replaced_is_not_removed(host, new_daemon):
         assert listens(daemon.socket)
 
 
-# ---- the pidfile ---------------------------------------------------------------------------------
+# ---- the pidfile --------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('content', ['', '1\n', '999999999\n', 'nonsense', '-5', '\0' * 50])
 def test_a_stale_pidfile_is_replaced(detached, content):
@@ -393,7 +386,7 @@ def test_a_pidfile_that_was_replaced_is_not_removed(detached):
         assert file.read() == "somebody else's"
 
 
-# ---- signals -------------------------------------------------------------------------------------
+# ---- signals ------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_daemon_removes_its_files_and_leaves_the_interfaces(
@@ -468,6 +461,18 @@ def test_a_killed_session_takes_just_its_interface(pair):
     assert 'Z' not in children(daemon.process.pid).values()
 
 
+def test_sighup_to_everything_of_that_name_ends_no_session(pair):
+    """As pkill -HUP vdelxcd sends it."""
+    daemon, a, b = pair
+    connected(daemon, a, b)
+    sessions = set(daemon.pids()) - {daemon.process.pid}
+    for pid in daemon.pids():
+        os.kill(pid, signal.SIGHUP)
+    wait_until(lambda: 'rules read again' in daemon.log())
+    a.ping('10.0.0.2')
+    assert set(daemon.pids()) == sessions | {daemon.process.pid}
+
+
 def test_sighup_reads_the_rules_again_all_or_nothing(host, new_container, new_daemon, tmp_path):
     rules = tmp_path / 'rules'
     rules.write_text('allow null://one\n')
@@ -530,7 +535,7 @@ def test_zombies_go_even_when_the_daemon_was_stopped_meanwhile(host, new_contain
     wait_until(lambda: children(pid) == {})
 
 
-# ---- processes -----------------------------------------------------------------------------------
+# ---- processes ----------------------------------------------------------------------------------
 
 def test_processes_are_named(host, new_container, new_daemon):
     daemon, container = new_daemon(host), new_container()
@@ -563,7 +568,7 @@ def test_a_session_has_its_tap_its_network_and_nothing_of_the_server(
     assert len(set(sockets)) == 6               # none is shared
 
 
-# ---- the log -------------------------------------------------------------------------------------
+# ---- the log ------------------------------------------------------------------------------------
 
 def nobody_is_hurt(daemon, container):
     """Interfaces, refusals and newcomers, many times: more lines than any buffer takes."""
@@ -703,7 +708,7 @@ def test_a_syslog_that_comes_back_is_used_again(detached, new_container, syslog)
     assert 'nonsense://two' in syslog.lines[0]
 
 
-# ---- several at once -----------------------------------------------------------------------------
+# ---- several at once ----------------------------------------------------------------------------
 
 def test_of_daemons_started_at_once_on_a_stale_socket_one_serves(host, tmp_path, closing):
     """The others end with one line; the socket answers afterwards."""

@@ -87,7 +87,7 @@ def log_lines(daemon):
         return file.read().split(b'\n')
 
 
-# ---- descriptors ---------------------------------------------------------------------------------
+# ---- descriptors --------------------------------------------------------------------------------
 
 def test_every_wrong_descriptor_gets_its_errno(innocents):
     answers = by_hand(innocents.attacker, innocents.daemon, 'descriptors')
@@ -107,7 +107,7 @@ def test_a_good_tap_is_taken_by_hand_too(innocents):
     innocents.attacker.ip('link del many0')
 
 
-# ---- the request's text --------------------------------------------------------------------------
+# ---- the request's text -------------------------------------------------------------------------
 
 def test_a_vnl_in_many_pieces_is_put_together(innocents):
     assert by_hand(innocents.attacker, innocents.daemon, 'bytewise', 'vxvde://239.9.9.9') == '0\0'
@@ -165,7 +165,13 @@ def test_what_follows_the_nul_is_not_part_of_the_vnl(innocents):
     wait_until(lambda: any(b'null://one (odd0' in line for line in log_lines(innocents.daemon)))
 
 
-# ---- clients that are slow, or die ---------------------------------------------------------------
+def test_a_refused_tap_is_let_go_before_the_answer(innocents):
+    """Who is refused can try again under the same name, at once."""
+    answers = by_hand(innocents.attacker, innocents.daemon, 'again', 50)
+    assert answers == [answered(errno.EPROTONOSUPPORT)] * 50
+
+
+# ---- clients that are slow, or die --------------------------------------------------------------
 
 def test_silent_clients_are_cut_off_and_newcomers_served_meanwhile(innocents):
     daemon = innocents.daemon
@@ -207,6 +213,14 @@ def test_a_client_killed_while_it_waits_leaves_nothing(innocents):
     wait_until(lambda: 'wait0' not in attacker.interfaces())
 
 
+def test_a_client_that_dies_before_the_answer_leaves_no_node(innocents, tmp_path):
+    """The session opened a hub, and then nobody was there to be told."""
+    node = str(tmp_path / 'node')
+    by_hand(innocents.attacker, innocents.daemon, 'die', 'hub://' + node)
+    wait_until(lambda: snapshot(innocents.daemon) == innocents.before)
+    assert not os.path.exists(node)
+
+
 def test_two_dozen_clients_at_once_are_all_served(innocents):
     results = []
     attacker, daemon = innocents.attacker, innocents.daemon
@@ -224,7 +238,7 @@ def test_two_dozen_clients_at_once_are_all_served(innocents):
         attacker.ip('link del par%d' % index)
 
 
-# ---- rules, end to end ---------------------------------------------------------------------------
+# ---- rules, end to end --------------------------------------------------------------------------
 
 def refusal(container, daemon, *argv):
     """The client's one line for a request that must fail; nothing is left behind."""

@@ -130,6 +130,16 @@ class TestBoth:
         assert usage == 'Usage: %s [OPTION]... %s' % (name, arguments)
 
 
+@pytest.mark.parametrize('script', [CLIENT, DAEMON])
+def test_a_program_that_is_started_in_a_deleted_directory_tells_no_traceback(script, tmp_path):
+    code = 'cd "$1" && rmdir "$1" && exec "$2" "$3" relative'
+    done = subprocess.run(['sh', '-c', code, 'sh', str(tmp_path), PYTHON, script], timeout=30,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
+                          env=dict(os.environ, VDELXC_PATH='/nosuch'))
+    assert (done.returncode, done.stdout, done.stderr.count('\n')) == (1, '', 1)
+    assert 'No such file or directory' in done.stderr
+
+
 def test_the_client_without_a_daemon_is_one_line_and_exit_status_1():
     status, out, err = run(CLIENT, 'vxvde://')
     assert (status, out) == (1, '')

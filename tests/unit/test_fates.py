@@ -7,10 +7,11 @@ import pytest
 # place -> (drop and count, end of the interface, network gone but may come back)
 TABLE = {
     'TAP read': ('EAGAIN EINTR', 'EBADFD EBADF', ''),
-    'TAP write': ('EIO ENOBUFS EAGAIN EINVAL', 'EBADFD EBADF', ''),
+    'TAP write': ('EIO ENOBUFS EAGAIN EINVAL ENOMEM', 'EBADFD EBADF', ''),
     'datagram': ('EAGAIN ENOBUFS ECONNREFUSED EHOSTUNREACH ENETUNREACH ENETDOWN EPERM EMSGSIZE',
                  'EBADF', ''),
-    'local socket': ('EAGAIN ENOBUFS EMSGSIZE', 'EBADF', 'EPIPE ENOTCONN ECONNREFUSED ECONNRESET'),
+    'local socket': ('EAGAIN ENOBUFS ENOMEM EMSGSIZE', 'EBADF',
+                     'EPIPE ENOTCONN ECONNREFUSED ECONNRESET'),
 }
 LINES = [(place, fate, name) for place, fates in TABLE.items()
          for fate, names in zip(('drop', 'end', 'gone'), fates) for name in names.split()]

@@ -36,13 +36,14 @@ def judged(vdelxcd, parse, read):
 
 
 def is_allowed(vdelxcd, rules, vnl):
-    """Do the rules allow a Vnl? A refusal must be EACCES, of a scheme that is not ours 93."""
-    unknown = any(level.scheme not in vdelxcd.PLUGS for level in vnl.levels())
+    """Do the rules allow a Vnl? A refusal must be EACCES, or tell that nobody knows the scheme."""
     try:
         rules.judge(vnl)
         return True
     except vdelxcd.Failure as failure:
-        assert failure.errno == errno.EACCES or (unknown and failure.errno == errno.EPROTONOSUPPORT)
+        assert failure.errno == errno.EACCES or (
+            failure.errno == errno.EPROTONOSUPPORT
+            and not {level.scheme for level in vnl.levels()} <= set(vdelxcd.PLUGS))
         return False
 
 
@@ -59,8 +60,29 @@ SOME = ['vxvde://', 'vxvde://239.1.2.3/port=5', 'tap://tap0', 'null://', 'cmd://
         'vlan://3{vxvde://}']
 
 
-def test_without_file_and_default_everything_is_allowed(judged):
-    assert judged(None, SOME) == SOME
+PROGRAMS = ['cmd://ls', 'nosuch://x', 'vlan://3{cmd://ls}', 'vlan://3{nosuch://}',
+            'nosuch://{null://']
+
+
+def test_without_file_and_default_everything_is_allowed_but_programs(vdelxcd, parse, judged):
+    assert judged(None, SOME + PROGRAMS) == [vnl for vnl in SOME if vnl != 'cmd://ls']
+    rules = vdelxcd.read_rules(None, None, parse, commands=True)[0]
+    for vnl in SOME + PROGRAMS:
+        assert is_allowed(vdelxcd, rules, parse(vnl))
+
+
+def test_a_program_needs_a_rule_that_names_its_scheme(judged):
+    assert judged('pfxallow\n', PROGRAMS) == []
+    assert judged('pfxallow\npfxallow cmd://\n', PROGRAMS) == ['cmd://ls', 'vlan://3{cmd://ls}']
+    assert judged('pfxallow vlan://3{\npfxallow cmd://ls\n', PROGRAMS) == [
+        'cmd://ls', 'vlan://3{cmd://ls}']
+    assert judged('pfxallow vlan://3{\npfxallow c\npfxallow cmd:\n', PROGRAMS) == []
+    assert judged('allow cmd://ls\n', PROGRAMS + ['cmd://ls -l']) == ['cmd://ls']
+    assert judged('default vlan://3{cmd://ls}\n', PROGRAMS) == ['vlan://3{cmd://ls}']
+    assert judged('pfxallow vlan://\npfxallow nosuch://\n', PROGRAMS) == [
+        'nosuch://x', 'vlan://3{nosuch://}']
+    assert judged('pfxallow nosuch://\npfxdeny nosuch://x\npfxallow\n', PROGRAMS) == [
+        'nosuch://x', 'vlan://3{nosuch://}', 'nosuch://{null://']
 
 
 def test_with_a_default_only_nothing_else_is_allowed(judged):
@@ -105,8 +127,8 @@ def test_the_second_example_of_the_manual(judged):
 
 
 def test_the_third_example_of_the_manual(judged):
-    denied = ['cmd://ls', 'cmd://', 'vlan://3{cmd://ls}', 'nosuch://{vlan://3{nosuch://{cmd://ls',
-              'vlan://3{' * 31 + 'cmd://x', "cmd:///bin/'sh'"]
+    denied = ['cmd://ls', 'vlan://3{cmd://ls}', 'nosuch://{vlan://3{nosuch://{cmd://ls',
+              'vlan://3{' * 31 + 'cmd://x', "cmd:///bin/'sh' -c 'id'"]
     assert judged('pfxdeny cmd://\npfxallow\n', SOME + denied) == [
         vnl for vnl in SOME if vnl != 'cmd://ls']
 
@@ -374,6 +396,13 @@ def test_a_default_may_be_a_file_that_names_the_network(vdelxcd, read, judged, t
     assert read('default %s\n' % alias)[0].default.text == 'vxvde://239.7.7.7'
     vnls = ['vxvde://239.7.7.7', 'vxvde://239.8.8.8', str(alias)]
     assert judged('default %s\n' % alias, vnls) == vnls[:1]
+
+
+def test_an_alias_is_looked_for_where_the_daemon_was_started(vdelxcd, read, tmp_path, monkeypatch):
+    (tmp_path / 'net').write_text('vxvde://239.7.7.7\n')
+    monkeypatch.setattr(vdelxcd, 'START_DIRECTORY', str(tmp_path))
+    monkeypatch.chdir('/')                  # as a detached daemon does
+    assert read('default net\n')[0].default.text == 'vxvde://239.7.7.7'
 
 
 def test_an_alias_is_followed_once(read, tmp_path):

@@ -94,7 +94,7 @@ def plug(vdelxcd):
     plug = vdelxcd.Vxvde.__new__(vdelxcd.Vxvde)
     plug.header = vdelxcd.VXLAN_HEADER.pack(vdelxcd.VXLAN_FLAGS, 0x123456 << 8)
     plug.macs = vdelxcd.MacTable(128.0)
-    plug.own, plug.everyone = Recorder(), GROUP
+    plug.sender, plug.everyone = Recorder(), GROUP
     plug.seen = plug.seen_peer = None
     return plug
 
@@ -123,7 +123,7 @@ def send(vdelxcd, plug, frames):
         burst.starts.append(start)
         burst.ends.append(end)
     plug.send(burst)
-    return plug.own.runs
+    return plug.sender.runs
 
 
 def test_the_header_of_a_frame_is_flags_and_vni(vdelxcd, plug):
@@ -202,7 +202,7 @@ def test_a_peer_that_was_not_heard_for_too_long_is_sent_nothing(vdelxcd, plug, m
     look(plug, HEADER + frame(BOB, ALICE), PEER)
     for now, peer in (128.9, PEER), (129.1, GROUP):
         monkeypatch.setattr(vdelxcd.time, 'monotonic', lambda: now)
-        plug.own.runs.clear()
+        plug.sender.runs.clear()
         assert send(vdelxcd, plug, [frame(ALICE, BOB)])[0][0] == peer
 
 
