@@ -255,8 +255,6 @@ def test_a_switch_that_answers_badly_is_refused(host, new_container, new_daemon,
     assert [name for name in os.listdir(played.path) if name.startswith('.')] == []
 
 
-<<<<<<< HEAD
-=======
 def test_a_switch_that_many_join_at_once_is_waited_for(host, new_container, new_daemon, closing,
                                                         tmp_path):
     daemon, c = new_daemon(host), new_container('c')
@@ -268,7 +266,6 @@ def test_a_switch_that_many_join_at_once_is_waited_for(host, new_container, new_
     assert len(played.seen) == 1
 
 
->>>>>>> bcac9510eb25ca1cf3b10ed665ecff6358eab257
 # ---- coming and going ---------------------------------------------------------------------------
 
 def test_an_interface_outlives_its_switch(pair, new_switch):
