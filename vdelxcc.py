@@ -19,7 +19,6 @@ Exit status: 0 the interface is there; 1 it is not, and one line on stderr says 
 
 import errno
 import fcntl
-import getopt
 import os
 import socket
 import struct
@@ -222,9 +221,12 @@ def hand_over(daemon, tap, vnl, timeout):
     request = os.fsencode(vnl) + b'\0'
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack('i', tap))]
     deadline = time.monotonic() + timeout
-    reply, chunk = b'', b'?'
+    reply, chunk, sent = b'', b'?', True
     try:
-        daemon.sendmsg([request], rights, socket.MSG_NOSIGNAL)
+        try:
+            daemon.sendmsg([request], rights, socket.MSG_NOSIGNAL)
+        except BrokenPipeError:
+            sent = False                    # a daemon short of processes answers before it reads
         while chunk and b'\0' not in reply and len(reply) < REPLY_MAX:
             if time.monotonic() > deadline:
                 raise BlockingIOError
@@ -235,7 +237,7 @@ def hand_over(daemon, tap, vnl, timeout):
     except OSError as error:
         raise failure('vdelxcd', error.errno, 'the daemon hung up before it answered')
     number = reply.split(b'\0')[0]
-    if not reply:
+    if not reply or (not sent and number.strip(b'0') == b''):
         raise failure('vdelxcd', errno.ECONNRESET, 'the daemon hung up before it answered')
     if not number.isdigit() or len(number) > 9:
         raise failure('vdelxcd', errno.EPROTO, 'not an answer: %s' % ascii(reply[:40])[1:])
@@ -250,28 +252,91 @@ def hand_over(daemon, tap, vnl, timeout):
 class Usage(Failure):
     """A command line that makes no sense."""
 
+    def __init__(self, sentence):
+        super().__init__('vdelxcc: ' + sentence)
+
+
+def split_options(arguments, flags, valued):
+    """Split a command line as GNU getopt does: ([(long name, value)], other arguments).
+
+    flags and valued are the options without and with a value: dicts of long name -> letter, '' for
+    none. Options may be shortened, clustered and mixed with arguments; -- ends them. Raises Usage.
+    (The library's getopt costs a third of the start-up time: it imports gettext and re.)
+    """
+    pairs, rest, words = [], [], list(arguments)
+    letters = {letter: name for names in (flags, valued) for name, letter in names.items()}
+    while words:
+        word = words.pop(0)
+        if word == '--':
+            return pairs, rest + words
+        if not word.startswith('-') or word == '-':
+            rest.append(word)
+        elif word.startswith('--'):
+            name, equals, value = word[2:].partition('=')
+            names = [each for each in list(flags) + list(valued) if each.startswith(name)]
+            if len(names) != 1 and name not in names:
+                raise Usage('%s: %s' % (word, 'which of --%s?' % ', --'.join(names) if names
+                                        else 'no such option'))
+            name = name if name in names else names[0]
+            if name in flags and equals:
+                raise Usage('%s: takes no value' % word)
+            if name in valued and not equals:
+                value = next_value(words, word)
+            pairs.append((name, value))
+        else:
+            for place, letter in enumerate(word[1:], 2):
+                name = letters.get(letter)
+                if not name:
+                    raise Usage('-%s: no such option' % letter)
+                if name in valued:
+                    pairs.append((name, word[place:] or next_value(words, '-' + letter)))
+                    break
+                pairs.append((name, ''))
+    return pairs, rest
+
+
+def next_value(words, option):
+    """The word after an option. Raises Usage when there is none."""
+    if not words:
+        raise Usage('%s: needs a value' % option)
+    return words.pop(0)
+
 
 def parse_arguments(arguments):
     """The command line as a dictionary; of a repeated option the first counts. Raises Usage."""
     options = {}
-    try:
-        pairs, rest = getopt.gnu_getopt(arguments, 's:i:t:vh', [
-            'socket=', 'iface=', 'timeout=', 'verbose', 'help', 'version'])
-    except getopt.GetoptError as error:
-        raise Usage('vdelxcc: %s' % error)
-    names = {'-s': 'socket', '-i': 'iface', '-t': 'timeout', '-v': 'verbose', '-h': 'help'}
+    pairs, rest = split_options(arguments, {'verbose': 'v', 'help': 'h', 'version': ''},
+                                {'socket': 's', 'iface': 'i', 'timeout': 't'})
     for name, value in pairs:
-        options.setdefault(names.get(name, name[2:]), value)
+        options.setdefault(name, value)
     if len(rest) > 1:
-        raise Usage('vdelxcc: %s: one VNL at most' % rest[1])
+        raise Usage('%s: one VNL at most' % rest[1])
     options['vnl'] = rest[0] if rest else ''
     try:
         options['timeout'] = float(options.get('timeout', TIMEOUT))
     except ValueError:
-        raise Usage('vdelxcc: -t %s: not a number of seconds' % options['timeout'])
+        raise Usage('-t %s: not a number of seconds' % options['timeout'])
     if not 0 < options['timeout'] <= 86400:
-        raise Usage('vdelxcc: -t %g: more than 0 and at most 86400 seconds' % options['timeout'])
+        raise Usage('-t %g: more than 0 and at most 86400 seconds' % options['timeout'])
     return options
+
+
+def say(text, stream):
+    """Write to sys.stdout or sys.stderr at once; print() alone would fail when Python ends.
+
+    Raises Failure.
+    """
+    try:
+        if stream is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        print(text, end='', file=stream, flush=True)
+    except OSError as error:
+        try:
+            if stream:
+                stream.close()              # forgets what it could not write
+        except OSError:
+            pass
+        raise failure('vdelxcc: output', error.errno)
 
 
 def main(arguments):
@@ -279,7 +344,7 @@ def main(arguments):
     try:
         options = parse_arguments(arguments)
         if 'help' in options or 'version' in options:
-            print(HELP if 'help' in options else 'vdelxcc %s\n' % VERSION, end='')
+            say(HELP if 'help' in options else 'vdelxcc %s\n' % VERSION, sys.stdout)
             return 0
         if len(os.fsencode(options['vnl'])) > VNL_MAX:
             raise Failure('vdelxcc: the VNL is longer than %d bytes' % VNL_MAX)
@@ -288,13 +353,15 @@ def main(arguments):
         tap, name = make_tap(names)
         hand_over(daemon, tap, options['vnl'], options['timeout'])
         if 'verbose' in options:
-            print(name)
+            say(name + '\n', sys.stdout)
         return 0
     except (Failure, OSError) as error:
         line = error if isinstance(error, Failure) else 'vdelxcc: %s' % error
-        print(one_line(str(line)), file=sys.stderr)
-        if isinstance(error, Usage):
-            print(USAGE, file=sys.stderr)
+        text = one_line(str(line)) + '\n' + (USAGE + '\n' if isinstance(error, Usage) else '')
+        try:
+            say(text, sys.stderr)
+        except Failure:
+            pass
         return 1
     except KeyboardInterrupt:
         return 1

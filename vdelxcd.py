@@ -18,7 +18,6 @@ line on stderr (one line per fault for a configuration file).
 import errno
 import fcntl
 import gc
-import getopt
 import grp
 import os
 import pwd
@@ -41,11 +40,16 @@ RECEIVE_BUFFER_MAX = 64 << 20   # bytes; more than a VNL gets with rcvbuf=
 SEND_BUFFER = 1 << 20       # bytes asked of the kernel for what it sends
 MACS_MAX = 4096             # entries of a MAC table
 HAND_OVER_TIME = 5.0        # seconds a client has to hand over its TAP
+RESOLVER = 'timeout:1 attempts:2'       # resolv.conf(5): a name is found, or not, within that
 HAND_OVERS_MAX = 64         # unfinished hand-overs; one more and the oldest goes
 PAUSE = 0.2                 # seconds without accept() when processes or descriptors run out
+START_TIME = 2.0            # seconds to wait for other daemons that start in the same directory
 NESTING_MAX = 32            # levels of a nested VNL
-FIRST_WAIT, LONGEST_WAIT = 0.25, 4.0    # seconds until a lost network is tried again
-START_DIRECTORY = os.getcwd()   # relative paths in VNLs start here
+FIRST_WAIT, LONGEST_WAIT = 0.25, 2.0    # seconds until a lost network is tried again
+try:
+    START_DIRECTORY = os.getcwd()       # relative paths in VNLs start here
+except OSError:
+    START_DIRECTORY = '/'               # it was deleted
 
 USAGE = 'Usage: vdelxcd [OPTION]... SOCKET [VNL]'
 HELP = USAGE + """
@@ -93,9 +97,26 @@ IFF_VNET_HDR = 0x4000
 IFREQ = struct.Struct('16sH22x')            # struct ifreq: name[16], flags, padding to 40 bytes
 IFNAMSIZ = 16                               # with the closing NUL
 
+# <linux/netlink.h>, <linux/rtnetlink.h>
+NETLINK_ROUTE = 0
+RTMGRP_LINK = 1                             # links come, change and go
+
 # <sys/un.h>, <linux/socket.h>
 SUN_PATH_MAX = 107                          # bytes of a socket path without the closing NUL
 UCRED = struct.Struct('3i')                 # struct ucred: pid, uid, gid
+
+# <sys/socket.h>, as plain numbers: with the library's enumerations every & of flags runs Python
+# code, and dirties memory of each session
+AF_UNIX, AF_INET, AF_INET6 = map(int, (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6))
+SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET = map(int, (
+    socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET))
+MSG_PEEK, MSG_CTRUNC, MSG_TRUNC, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_CMSG_CLOEXEC = map(int, (
+    socket.MSG_PEEK, socket.MSG_CTRUNC, socket.MSG_TRUNC, socket.MSG_DONTWAIT,
+    socket.MSG_NOSIGNAL, socket.MSG_CMSG_CLOEXEC))
+
+# <signal.h>
+SIGNALS = SIGCHLD, SIGTERM, SIGINT, SIGHUP = tuple(map(int, (
+    signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)))
 
 # <linux/in.h>, <linux/in6.h>, <linux/udp.h>, <asm-generic/socket.h>: not named by socket
 SO_SNDBUFFORCE = 32
@@ -119,6 +140,7 @@ OVERLAY_GROUPS = {4: '239.0.0.1', 6: 'ff05:56de::1'}
 TAG, TAG_QINQ = b'\x81\x00', b'\x88\xa8'
 TAG_SIZE = 4
 SHORTEST_TAGGED = ETHERNET_HEADER + TAG_SIZE
+VLANS = 2, 4094                             # the first and the last that a network can use
 
 # vde_plug's stream: a length, a frame
 STREAM_LENGTH = struct.Struct('>H')
@@ -138,6 +160,7 @@ LOG_DAEMON = 3 << 3
 LOG_ERR, LOG_WARNING, LOG_NOTICE, LOG_INFO = 3, 4, 5, 6
 LOG_SOCKET = '/dev/log'
 LOG_LINE_MAX = 1000                         # characters
+LOG_VNL_MAX = 600                           # characters of a VNL; who and why must follow
 
 
 # ==================================================================================================
@@ -170,6 +193,12 @@ def printable(text):
     return text.encode('unicode_escape').decode('ascii')
 
 
+def excerpt(text):
+    """The text printable(), and cut off so that a log line has room for what follows it."""
+    text = printable(text)
+    return text if len(text) <= LOG_VNL_MAX else text[:LOG_VNL_MAX] + '...'
+
+
 class Log:
     """Where lines go: to stderr, or to syslog once the daemon is detached.
 
@@ -180,6 +209,7 @@ class Log:
     def __init__(self):
         self.verbose = False
         self.write = None           # sends bytes to stderr
+        self.close_stderr = lambda: None
         self.syslog = None          # the socket to LOG_SOCKET
 
     def open_stderr(self):
@@ -187,24 +217,30 @@ class Log:
         try:
             if stat.S_ISSOCK(os.fstat(2).st_mode):
                 copy = socket.socket(fileno=os.dup(2))
-                self.write = lambda line: copy.send(line, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                self.write = lambda line: copy.send(line, MSG_DONTWAIT | MSG_NOSIGNAL)
+                self.close_stderr = copy.close
             else:
+                if fcntl.fcntl(2, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+                    raise OSError(errno.EBADF, os.strerror(errno.EBADF))
                 copy = os.open('/proc/self/fd/2', os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK
                                | os.O_NOCTTY | os.O_CLOEXEC)
                 self.write = lambda line: os.write(copy, line)
+                self.close_stderr = lambda: os.close(copy)
         except OSError:
             self.write = lambda line: os.write(2, line)
 
     def open_syslog(self):
-        """Send lines to syslog from now on."""
-        self.syslog = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        """Send lines to syslog from now on; who waits for the end of our stderr has it."""
+        self.close_stderr()
+        self.syslog = socket.socket(AF_UNIX, SOCK_DGRAM)
         self.syslog.setblocking(False)
 
     def line(self, level, text):
-        """Write one line; level is LOG_ERR ... LOG_INFO."""
+        """Write one line of printable ASCII; level is LOG_ERR ... LOG_INFO."""
+        text = ''.join(c if ' ' <= c <= '~' else printable(c) for c in text)
         if len(text) > LOG_LINE_MAX:
             text = text[:LOG_LINE_MAX] + '...'
-        data = text.encode('ascii', 'backslashreplace').replace(b'\n', b'\\n')
+        data = text.encode('ascii')
         try:
             if self.syslog:
                 head = '<%d>vdelxcd[%d]: ' % (LOG_DAEMON | level, os.getpid())
@@ -246,17 +282,23 @@ class Vnl:
     head        canonical text of this level alone, options in the order they came in
     text        canonical text with all nested levels; parsing it gives an equal Vnl
     exact       head with every default filled in and the options sorted: what a permission means
+    network     frozenset of (what, value): the scheme, the address and the options that name the
+                network of this level, defaults filled in: what a denial means
+    named       the part of network that the text states; of the address it always is the whole
     spellings   frozenset of texts of this level that name the same network, whatever the options
-                that do not name it: what a denial means
+                that do not name it: what a denied prefix is compared with
     command     bool, does the host run a program for it?
+    ours        bool, is there a plug for its scheme? Others are left to vde_plug
     """
 
-    def __init__(self, scheme, address, options, nested, head, exact=None, spellings=(),
-                 command=False):
+    def __init__(self, scheme, address, options, nested, head, exact=None, network=None, named=None,
+                 spellings=(), command=False, ours=True):
         self.scheme, self.address, self.options, self.nested = scheme, address, options, nested
-        self.head, self.command = head, command
+        self.head, self.command, self.ours = head, command, ours
         self.exact = exact or head
         self.text = '%s{%s}' % (head, nested.text) if nested else head
+        self.network = frozenset(network or [('scheme', scheme), ('address', address)])
+        self.named = frozenset(named or self.network)
         self.spellings = frozenset(spellings) | {self.head, self.exact}
 
     def levels(self):
@@ -361,7 +403,7 @@ def parse_vnl(text, schemes, depth=1):
     scheme, separator, rest = text.partition('://')
     if not separator:
         scheme, rest = 'vde', text
-    if not scheme or set(scheme) - SCHEME_LETTERS:
+    if not scheme or set(scheme) - SCHEME_LETTERS or scheme[0] in '-_':     # no option of vde_plug
         raise Failure(errno.EPROTONOSUPPORT, '%s: not a scheme' % printable(scheme))
     plug = schemes.get(scheme)
     if plug is None:                        # for vde_plug: not a quote is touched
@@ -370,7 +412,7 @@ def parse_vnl(text, schemes, depth=1):
                           schemes, depth + 1) if brace else None
         if brace and nested.rpartition('}')[2] and '}' in nested:
             raise bad('text after }')
-        return Vnl(scheme, head, {}, inner, '%s://%s' % (scheme, head), command=True)
+        return Vnl(scheme, head, {}, inner, '%s://%s' % (scheme, head), command=True, ours=False)
     if plug.RAW:
         address, fields, nested = rest, [], None
     else:
@@ -398,12 +440,15 @@ def parse_vnl(text, schemes, depth=1):
         raise bad('%s', error)
     changed = {name: full[name] for name in sorted(full)
                if full[name] != plug.DEFAULTS.get(name, '')}
+    place, whole = [('scheme', scheme), ('address', full_address)], dict(plug.DEFAULTS, **full)
+    network = place + [(name, whole.get(name, '')) for name in plug.IDENTITY]
+    named = place + [(name, full[name]) for name in plug.IDENTITY if name in full]
     identity = {name: changed[name] for name in plug.IDENTITY if name in changed}
     texts = [head_text(plug, scheme, full_address, identity)]
     if plug.fill_in('', identity)[0] == full_address:
         texts.append(head_text(plug, scheme, '', identity))
     return Vnl(scheme, address, options, inner, head_text(plug, scheme, address, options),
-               head_text(plug, scheme, full_address, changed), texts, plug.COMMAND)
+               head_text(plug, scheme, full_address, changed), network, named, texts, plug.COMMAND)
 
 
 def head_text(plug, scheme, address, options):
@@ -445,11 +490,12 @@ def number(low, high):
 
 
 def size(value):
-    """A number of bytes; the suffixes k, m, g and t multiply by 1024 each."""
+    """A number of bytes up to 1t; the suffixes k, m, g and t multiply by 1024 each."""
     digits, power = value or '', 0
     if digits[-1:].lower() in tuple('kmgt'):
         digits, power = digits[:-1], 'kmgt'.index(digits[-1].lower()) + 1
-    return str(int(number(1, 1 << 20 if power == 0 else 1 << 40)(digits)) << 10 * power)
+    check = number(1, 1 << 40)
+    return check(str(int(check(digits)) << 10 * power))
 
 
 def group_number(value):
@@ -494,8 +540,11 @@ class Rule:
 
     origin      str, where the rule stands, for the log: 'FILE:LINE' or 'command line'
     tag         one of TAGS
-    vnl         Vnl; None for the two prefix tags
-    prefix      str; None for the others
+    vnl         Vnl; of pfxdeny what the prefix would name if it were a VNL; else None
+    prefix      str for the two prefix tags, else None
+
+    A denied prefix is text as well as a VNL: it denies what begins like it in any of its spellings,
+    and the network that it names however that is spelled.
     """
 
     def __init__(self, origin, tag, vnl=None, prefix=None):
@@ -503,35 +552,46 @@ class Rule:
         self.allows = 'deny' not in tag
 
     def __str__(self):
-        return '%s %s, %s' % (self.tag, self.vnl.text if self.vnl else self.prefix, self.origin)
+        """The line and where it stands."""
+        text = self.vnl.text if self.prefix is None else self.prefix
+        return '%s %s, %s' % (self.tag, text, self.origin)
 
     def may_allow(self, level):
         """Can the rule allow this level? To run a program it must name the scheme."""
-        return self.vnl is not None or not level.command or self.prefix.startswith(
-            level.scheme + '://')
+        return self.prefix is None or not level.command or level.scheme + '://' in self.prefix
 
     def matches_level(self, level):
         """Does the rule decide about this level alone?"""
-        if self.vnl is None:
-            texts = [level.head] if self.allows else level.spellings
-            return any(text.startswith(self.prefix) for text in texts)
+        if self.prefix is not None:
+            return self.allows and level.head.startswith(self.prefix)
         if self.vnl.nested:
             return False
-        if self.allows:
-            return self.vnl.exact == level.exact
-        return not self.vnl.spellings.isdisjoint(level.spellings)
+        return self.vnl.exact == level.exact if self.allows else self.vnl.network == level.network
 
     def matches_whole(self, level):
         """Does the rule decide about this level together with all that it contains?"""
-        if self.vnl is None:
+        if self.prefix is not None and self.allows:
             return '{' in self.prefix and level.text.startswith(self.prefix)
-        if self.vnl.nested is None:
-            return self.tag == 'default' and level.nested is None and self.vnl.exact == level.exact
+        if self.prefix is not None and begins(level, self.prefix):
+            return True
+        if self.vnl is None:
+            return False
         ours, theirs = list(self.vnl.levels()), list(level.levels())
-        return len(ours) == len(theirs) and all(
-            mine.exact == other.exact if self.allows
-            else not mine.spellings.isdisjoint(other.spellings)
-            for mine, other in zip(ours, theirs))
+        if self.prefix is not None:
+            return len(ours) <= len(theirs) and all(
+                mine.named <= other.network for mine, other in zip(ours, theirs))
+        if len(ours) != len(theirs) or (len(ours) == 1 and self.tag != 'default'):
+            return False
+        return all(mine.exact == other.exact if self.allows else mine.network == other.network
+                   for mine, other in zip(ours, theirs))
+
+
+def begins(level, prefix):
+    """Does a level with all that it contains, in one of its spellings, begin with a prefix?"""
+    return level.text.startswith(prefix) or any(
+        text.startswith(prefix) or (level.nested and prefix.startswith(text + '{')
+                                    and begins(level.nested, prefix[len(text) + 1:]))
+        for text in level.spellings)
 
 
 class Rules:
@@ -578,14 +638,14 @@ def no_permission(level, remedy):
     text = 'no rule allows ' + printable(level.head)
     if level.command:
         text = '%s:// runs a program on this host; it needs ' % level.scheme + remedy % level.scheme
-    unknown = level.command and level.scheme != 'cmd'
-    return Failure(errno.EPROTONOSUPPORT if unknown else errno.EACCES, text)
+    return Failure(errno.EACCES if level.ours else errno.EPROTONOSUPPORT, text)
 
 
 def follow_alias(text):
     """A default's VNL: a file named by a VNL without scheme holds the VNL in its first line."""
-    if text and '://' not in text and os.path.isfile(text):
-        with open(text, errors='surrogateescape') as file:
+    path = os.path.join(START_DIRECTORY, text)          # also when a detached daemon reads again
+    if text.isprintable() and '://' not in text and os.path.isfile(path):
+        with open(path, errors='surrogateescape') as file:
             return file.readline(VNL_MAX + 2).strip()
     return text
 
@@ -611,6 +671,8 @@ def read_rules(path, default, parse, commands=False):
                     warnings.append('%s: the prefix ends inside a number: it also matches %s0'
                                     % (origin, printable(text)))
                 rules.append(Rule(origin, tag, prefix=text))
+                if tag == 'pfxdeny':
+                    rules[-1].vnl = parse_or_none(parse, text)
             elif not text:
                 raise bad('%s: needs a VNL', tag)
             elif tag == 'default':
@@ -624,14 +686,22 @@ def read_rules(path, default, parse, commands=False):
     return Rules(first + last + rules, path is not None, commands), warnings
 
 
+def parse_or_none(parse, text):
+    """What a prefix names as a VNL, or None when it is none."""
+    try:
+        return parse(text)
+    except Failure:
+        return None
+
+
 def read_lines(path):
     """The directives of a rules file: a list of ('FILE:LINE', tag in lower case, rest).
 
     Raises Failure when the file can't be read.
     """
     try:
-        with open(path, encoding='utf-8', errors='surrogateescape', newline='\n') as file:
-            lines = file.read().split('\n')
+        with open(path, 'rb') as file:
+            lines = os.fsdecode(file.read()).split('\n')
     except OSError as error:
         raise Failure(error.errno, '%s: %s' % (printable(path), why(error)))
     found = []
@@ -761,10 +831,6 @@ class Plug:
     drops = 0
     changed = False
 
-    @classmethod
-    def open(cls, vnl, who):
-        return cls(vnl)
-
     @staticmethod
     def bare_option(text):
         return None
@@ -776,6 +842,10 @@ class Plug:
     @staticmethod
     def fill_in(address, options):
         return address, dict(options)
+
+    @classmethod
+    def open(cls, vnl, who):
+        return cls(vnl)
 
     def fds(self):
         raise NotImplementedError
@@ -833,14 +903,16 @@ class Packets(Plug):
         gap = self.gap
         start, last = gap, len(view) - SLOT
         try:
-            while start <= last and len(starts) < BURST:
+            for _ in range(BURST):
+                if start > last:
+                    break
                 end = start + os.readv(fd, (view[start:start + SLOT],))
-                if end - start == SLOT:
-                    self.drops += 1
-                elif end > start:
+                if ETHERNET_HEADER <= end - start < SLOT:
                     starts.append(start)
                     ends.append(end)
                     start = end + gap
+                elif end > start:
+                    self.drops += 1
                 else:
                     self.empty_packet()
             if len(view) == SMALL_BUFFER:
@@ -917,7 +989,11 @@ def interface_name(text):
 
 
 class Null(Plug):
-    """null://: nothing comes, and what is sent vanishes."""
+    """null://: nothing comes, and what is sent vanishes; an address means nothing."""
+
+    @staticmethod
+    def normal_address(address, options):
+        return ''
 
     def __init__(self, vnl):
         pass
@@ -948,6 +1024,11 @@ class UdpPort:
 
     def __init__(self, sock, header):
         self.sock, self.header = sock, header
+        self.train = self.TRAIN_FRAMES
+        try:
+            sock.getsockopt(SOL_UDP, UDP_SEGMENT)
+        except OSError:         # a kernel before 4.18 would send a train as one giant datagram
+            self.train = 1
         self.refused = {}       # peer -> the smallest size that it took no trains of
         self.retry = 0.0
 
@@ -957,7 +1038,7 @@ class UdpPort:
         begin = starts[first] - header
         size = ends[first] - begin
         if last - first > 1 and size < self.refused.get(peer, 65536):
-            step = min(self.TRAIN_FRAMES, self.TRAIN_BYTES // size)
+            step = min(self.train, self.TRAIN_BYTES // size)
             while step > 1 and last - first > 1:
                 stop = min(first + step, last)
                 if not self.send_train(burst, first, stop, peer, plug):
@@ -966,7 +1047,7 @@ class UdpPort:
         for index in range(first, last):
             datagram = view[starts[index] - header:ends[index]]
             try:
-                self.sock.sendto(datagram, socket.MSG_DONTWAIT, peer)
+                self.sock.sendto(datagram, MSG_DONTWAIT, peer)
             except OSError as error:
                 plug.lost('datagram', error)
 
@@ -981,7 +1062,7 @@ class UdpPort:
             pieces = [view[starts[index] - header:ends[index]] for index in range(first, last)]
         try:
             self.sock.sendmsg(pieces, ((SOL_UDP, UDP_SEGMENT, struct.pack('H', size)),),
-                              socket.MSG_DONTWAIT, peer)
+                              MSG_DONTWAIT, peer)
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.EMSGSIZE, errno.EIO, errno.EOPNOTSUPP):
                 plug.lost('datagram', error, last - first)
@@ -1008,13 +1089,13 @@ class UdpPort:
                 return
             try:
                 length, ancillary, flags, peer = recvmsg_into(
-                    (view[start:],), 32, socket.MSG_DONTWAIT)
+                    (view[start:],), 32, MSG_DONTWAIT)
             except BlockingIOError:
                 return
             except OSError as error:
                 plug.lost('datagram', error)
                 continue
-            if flags & socket.MSG_TRUNC:
+            if flags & MSG_TRUNC:
                 plug.drops += 1
                 continue
             size = INT.unpack(ancillary[0][2])[0] if ancillary else length
@@ -1032,42 +1113,48 @@ class UdpPort:
 class IPv4:
     """What the plugs over UDP need to know of IPv4."""
 
-    FAMILY, LEVEL, ANY = socket.AF_INET, socket.IPPROTO_IP, '0.0.0.0'
+    FAMILY, LEVEL, ANY = AF_INET, socket.IPPROTO_IP, '0.0.0.0'
     TTL, MULTICAST_TTL = socket.IP_TTL, socket.IP_MULTICAST_TTL
     MULTICAST_IF, MULTICAST_ALL = socket.IP_MULTICAST_IF, IP_MULTICAST_ALL
     MULTICAST_LOOP, JOIN = socket.IP_MULTICAST_LOOP, socket.IP_ADD_MEMBERSHIP
 
     @staticmethod
     def membership(group, index):
-        return IP_MREQN.pack(socket.inet_pton(socket.AF_INET, group), bytes(4), index)
+        """What JOIN takes: the group, on an interface."""
+        return IP_MREQN.pack(socket.inet_pton(AF_INET, group), bytes(4), index)
 
     @staticmethod
     def outgoing(index):
+        """What MULTICAST_IF takes: the interface that multicast goes out on."""
         return IP_MREQN.pack(bytes(4), bytes(4), index)
 
     @staticmethod
     def socket_address(address, port, index):
+        """The address as bind() and sendto() want it."""
         return address, port
 
 
 class IPv6:
     """What the plugs over UDP need to know of IPv6."""
 
-    FAMILY, LEVEL, ANY = socket.AF_INET6, socket.IPPROTO_IPV6, '::'
+    FAMILY, LEVEL, ANY = AF_INET6, socket.IPPROTO_IPV6, '::'
     TTL, MULTICAST_TTL = socket.IPV6_UNICAST_HOPS, socket.IPV6_MULTICAST_HOPS
     MULTICAST_IF, MULTICAST_ALL = socket.IPV6_MULTICAST_IF, IPV6_MULTICAST_ALL
     MULTICAST_LOOP, JOIN = socket.IPV6_MULTICAST_LOOP, socket.IPV6_JOIN_GROUP
 
     @staticmethod
     def membership(group, index):
-        return IPV6_MREQ.pack(socket.inet_pton(socket.AF_INET6, group), index)
+        """What JOIN takes: the group, on an interface."""
+        return IPV6_MREQ.pack(socket.inet_pton(AF_INET6, group), index)
 
     @staticmethod
     def outgoing(index):
+        """What MULTICAST_IF takes: the interface that multicast goes out on."""
         return INT.pack(index)
 
     @staticmethod
     def socket_address(address, port, index):
+        """The address as bind() and sendto() want it."""
         return address, port, 0, index
 
 
@@ -1089,7 +1176,7 @@ def is_multicast(address):
     """Is a canonical IP address a multicast group?"""
     family = ip_family(address).FAMILY
     first = socket.inet_pton(family, address)[0]
-    return first == 0xff if family == socket.AF_INET6 else 0xe0 <= first <= 0xef
+    return first == 0xff if family == AF_INET6 else 0xe0 <= first <= 0xef
 
 
 def interface_option(value):
@@ -1107,7 +1194,7 @@ def interface_index(name):
 
 def open_udp(family, address, port, index, receive_buffer, reuse=False):
     """A bound UDP socket with large buffers. Raises OSError."""
-    sock = socket.socket(family.FAMILY, socket.SOCK_DGRAM)
+    sock = socket.socket(family.FAMILY, SOCK_DGRAM)
     try:
         if family is IPv6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -1157,6 +1244,7 @@ class Overlay(Plug):
     IDENTITY = ('port', 'vni')
     headroom = VXLAN_HEADER.size
 
+    SHORTEST, LONGEST = headroom + ETHERNET_HEADER, headroom + FRAME_MAX    # bytes of a datagram
     SAME = headroom + 12        # bytes that are alike in all frames of a train: header and MACs
     LEARN_AGAIN = 1.0           # seconds; the same MAC and peer are learned this often
 
@@ -1170,7 +1258,8 @@ class Overlay(Plug):
         families |= {ip_family(text) for text in (address, options.get('bind')) if text}
         if len(families) > 1 or (not address and 'v6' not in options and families == {IPv6}):
             raise ValueError('IPv4 and IPv6 mixed')
-        return address
+        # grp= moves a given group: a permitted prefix must see where it goes.
+        return Overlay.fill_in(address, options)[0] if address else ''
 
     @staticmethod
     def fill_in(address, options):
@@ -1228,7 +1317,7 @@ class Overlay(Plug):
         burst = self.burst = self.burst or Burst(SMALL_BUFFER)
         starts, ends, startswith = burst.starts, burst.ends, burst.buf.startswith
         del starts[:], ends[:]
-        now = time.monotonic()
+        now, shortest, longest = time.monotonic(), self.SHORTEST, self.LONGEST
         if now - self.seen_time > self.LEARN_AGAIN:
             self.seen_peer, self.seen_time = None, now
         for start, end, size, peer in self.ports[fd].trains(burst.view, self):
@@ -1237,7 +1326,8 @@ class Overlay(Plug):
             same = peer == self.seen_peer
             while start < end:
                 stop = min(start + size, end)
-                if not (same and stop - start > self.SAME and startswith(self.seen, start)):
+                if not (same and shortest <= stop - start <= longest
+                        and startswith(self.seen, start)):
                     same = self.look(burst.buf, start, stop, peer, now)
                 if same:
                     starts.append(start + self.headroom)
@@ -1258,7 +1348,7 @@ class Overlay(Plug):
             self.macs.forget(self.peer_of(peer))
             self.seen_peer = None
             return False
-        if not ETHERNET_HEADER <= stop - start - self.headroom <= FRAME_MAX:
+        if not self.SHORTEST <= stop - start <= self.LONGEST:
             self.drops += 1
             return False
         source = buf[start + 14:start + 20]
@@ -1318,7 +1408,7 @@ class Vxvde(Overlay):
         heard = open_udp(family, group, int(options['port']), index, receive_buffer, reuse=True)
         self.add_socket(heard)
         join_group(heard, family, group, index)
-        self.own_port, self.any = own.getsockname()[1], family.ANY  # without any address on lo
+        self.own_port, self.family = own.getsockname()[1], family
         self.local = {}                     # address -> (is it ours, until when we believe it)
 
     def is_echo(self, peer, now):
@@ -1327,10 +1417,10 @@ class Vxvde(Overlay):
             return False
         known, until = self.local.get(peer[0], (False, 0.0))
         if now > until:
-            with socket.socket(self.sender.sock.family, socket.SOCK_DGRAM) as probe:
+            with socket.socket(self.family.FAMILY, SOCK_DGRAM) as probe:
                 try:
                     probe.connect(peer)
-                    known = peer[0] in (probe.getsockname()[0], self.any)
+                    known = peer[0] in (probe.getsockname()[0], self.family.ANY)
                 except OSError:
                     known = False
             if len(self.local) >= MACS_MAX:
@@ -1341,7 +1431,7 @@ class Vxvde(Overlay):
     def close(self):
         if self.ports:                      # tell the others
             try:
-                self.sender.sock.sendto(self.header, socket.MSG_DONTWAIT, self.everyone)
+                self.sender.sock.sendto(self.header, MSG_DONTWAIT, self.everyone)
             except (OSError, AttributeError):
                 pass
         super().close()
@@ -1379,10 +1469,8 @@ class Udp(Plug):
     @staticmethod
     def normal_address(address, options):
         source, arrow, target = address.partition('->')
-        if not arrow:
-            raise ValueError('no destination; udp://[[ADDRESS:]PORT]->HOST:PORT')
-        host, port = split_host(target)
-        if not host or not port:
+        host, port = split_host(target) if ':' in target else ('', '')
+        if not arrow or not host or not port:
             raise ValueError('no destination; udp://[[ADDRESS:]PORT]->HOST:PORT')
         mine, my_port = split_host(source if ':' in source else ':' + source)
         if mine:
@@ -1394,14 +1482,15 @@ class Udp(Plug):
         mine, my_port = split_host(source if ':' in source else ':' + source)
         host, port = split_host(target)
         wanted = ip_family(mine).FAMILY if mine else 0
+        os.environ.setdefault('RES_OPTIONS', RESOLVER)
         try:
             number, _, _, _, self.peer = socket.getaddrinfo(host, int(port), wanted,
-                                                            socket.SOCK_DGRAM)[0]
+                                                            SOCK_DGRAM)[0]
         except (OSError, UnicodeError) as error:
             raise Failure(errno.EHOSTUNREACH, 'host %s: %s' % (printable(host), error))
-        family = IPv6 if number == socket.AF_INET6 else IPv4
+        family = IPv6 if number == AF_INET6 else IPv4
         try:
-            with socket.socket(number, socket.SOCK_DGRAM) as probe:
+            with socket.socket(number, SOCK_DGRAM) as probe:
                 probe.connect(self.peer)    # is there a route?
             sock = open_udp(family, mine or family.ANY, int(my_port or 0), 0, RECEIVE_BUFFER)
         except OSError as error:
@@ -1468,7 +1557,10 @@ def join_host(host, port):
 
 
 class MacVtap(Tap):
-    """macvtap://NAME: a macvtap interface of the daemon's own network namespace."""
+    """macvtap://NAME: a macvtap interface of the daemon's own network namespace.
+
+    Its descriptor does not tell when the interface is deleted, so we hear what happens to links.
+    """
 
     @staticmethod
     def normal_address(address, options):
@@ -1481,11 +1573,39 @@ class MacVtap(Tap):
         except OSError as error:
             raise Failure(error.errno, '%s (%s): %s' % (path, vnl.address, why(error)))
         try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             fcntl.ioctl(fd, TUNSETIFF, IFREQ.pack(os.fsencode(vnl.address), IFF_TAP | IFF_NO_PI))
+        except BlockingIOError:             # the kernel would give each of us a part of the frames
+            os.close(fd)
+            raise Failure(errno.EBUSY, 'macvtap %s: in use' % vnl.address)
         except OSError as error:
             os.close(fd)
             raise Failure(error.errno, 'macvtap %s: %s' % (vnl.address, why(error)))
         super().__init__(fd, vnl.address)
+        self.links = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE)
+        self.links.setblocking(False)
+        self.links.bind((0, RTMGRP_LINK))
+
+    def fds(self):
+        return {self.fd: select.EPOLLIN, self.links.fileno(): select.EPOLLIN}
+
+    def recv(self, fd):
+        if fd == self.fd:
+            return super().recv(fd)
+        try:
+            while self.links.recv(65536):
+                pass
+        except OSError:                     # nothing more, or more than it could hold
+            pass
+        try:
+            fcntl.ioctl(self.fd, TUNGETIFF, bytes(IFREQ.size))
+        except OSError as error:
+            raise Ended('macvtap %s is gone: %s' % (self.name, why(error)))
+        return EMPTY
+
+    def close(self):
+        self.links.close()
+        super().close()
 
 
 class LocalSocket(Packets):
@@ -1542,7 +1662,7 @@ class SeqPacket(LocalSocket):
             sock = socket.socket(fileno=os.dup(int(vnl.address)))
         except OSError as error:
             raise Failure(error.errno, 'descriptor %s: %s' % (vnl.address, why(error)))
-        if sock.family != socket.AF_UNIX or sock.type & 0xf != socket.SOCK_SEQPACKET:
+        if sock.family != AF_UNIX or sock.type & 0xf != SOCK_SEQPACKET:
             sock.close()
             raise Failure(errno.EBADF, 'descriptor %s: no SOCK_SEQPACKET socket' % vnl.address)
         super().__init__(sock)
@@ -1563,6 +1683,7 @@ class PathPlug:
 
     @staticmethod
     def normal_address(address, options):
+        """The path, absolute and plain."""
         return normal_path(address)
 
 
@@ -1572,7 +1693,7 @@ def pack_path(path):
     if len(binary) > SUN_PATH_MAX:
         raise Failure(errno.ENAMETOOLONG,
                       '%s: longer than %d bytes' % (printable(path), SUN_PATH_MAX))
-    return SOCKADDR_UN.pack(socket.AF_UNIX, binary)
+    return SOCKADDR_UN.pack(AF_UNIX, binary)
 
 
 def unpack_path(data):
@@ -1580,7 +1701,7 @@ def unpack_path(data):
     if len(data) < SOCKADDR_UN.size:
         raise ValueError('short sockaddr_un')
     family, path = SOCKADDR_UN.unpack(data[:SOCKADDR_UN.size])
-    if family != socket.AF_UNIX:
+    if family != AF_UNIX:
         raise ValueError('not a sockaddr_un')
     return path.partition(b'\0')[0]
 
@@ -1599,17 +1720,17 @@ class Vde(PathPlug, LocalSocket):
     IDENTITY = ('port', 'portgroup')
     ANSWER_TIME = 3.0           # seconds that a switch has to answer
 
-    @classmethod
-    def open(cls, vnl, who):
-        return cls(vnl, who)
-
     @staticmethod
     def bare_option(text):
         return 'portgroup' if set(text) - set('0123456789') else 'port'
 
+    @classmethod
+    def open(cls, vnl, who):
+        return cls(vnl, who)
+
     def __init__(self, vnl, who):
-        data = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        data = socket.socket(AF_UNIX, SOCK_DGRAM)
+        self.control = socket.socket(AF_UNIX, SOCK_STREAM)
         self.control.settimeout(self.ANSWER_TIME)
         name = None
         doing = 'switch ' + (printable(vnl.address) or '(default)')
@@ -1622,7 +1743,7 @@ class Vde(PathPlug, LocalSocket):
             self.control.close()
             data.close()
             if isinstance(error, socket.timeout):
-                raise Failure(errno.ETIMEDOUT, doing + ': no answer')
+                raise self.no_answer(doing, vnl.options.get('port'))
             raise Failure(error.errno or errno.EIO, '%s: %s' % (doing, why(error)))
         except Failure:
             self.control.close()
@@ -1688,13 +1809,21 @@ class Vde(PathPlug, LocalSocket):
             part = self.control.recv(SOCKADDR_UN.size - len(answer))
             if not part:
                 raise Failure(errno.EBUSY if port else errno.ECONNREFUSED,
-                              doing + (': port %s is taken or not allowed' % port if port
+                              doing + (': port %s is taken or does not exist' % port if port
                                        else ': it let us not in'))
             answer += part
         try:
             return unpack_path(answer)
         except ValueError as error:
             raise Failure(errno.EPROTO, '%s: %s' % (doing, error))
+
+    @staticmethod
+    def no_answer(doing, port):
+        """The Failure for a switch that says nothing, as vde_switch does for a bad port."""
+        if port:
+            return Failure(errno.EBUSY, '%s: no answer: port %s is taken or does not exist'
+                           % (doing, port))
+        return Failure(errno.ETIMEDOUT, doing + ': no answer')
 
     def fds(self):
         return {self.fd: select.EPOLLIN, self.control.fileno(): select.EPOLLIN}
@@ -1711,12 +1840,11 @@ class Vde(PathPlug, LocalSocket):
             raise PlugGone(error.errno, 'the switch is gone: ' + why(error))
         return EMPTY
 
-    def hung_up(self, fd):
-        raise PlugGone(errno.ECONNRESET, 'the switch is gone')
-
     def close(self):
         self.control.close()
         super().close()
+
+
 class Ptp(PathPlug, LocalSocket):
     """ptp://PATH: one other program at the same path.
 
@@ -1729,6 +1857,7 @@ class Ptp(PathPlug, LocalSocket):
     DEFAULTS = {'mode': '700'}
     ANSWER_TIME = 2.0           # seconds for the byte that says that we are accepted
     NAP = 0.0003                # seconds until a full receiver is tried again
+    packets = False             # the other end spoke packets before it went (see carry())
 
     @staticmethod
     def normal_address(address, options):
@@ -1741,7 +1870,8 @@ class Ptp(PathPlug, LocalSocket):
         doing = 'ptp ' + printable(path)
         pack_path(path + '+')
         try:
-            sock = self.bind_first(vnl.options, (path, path + '+'), (path + '+', path)) \
+            sock = self.packets and self.connect_packets(path) \
+                or self.bind_first(vnl.options, (path, path + '+'), (path + '+', path)) \
                 or self.connect_packets(path)
         except OSError as error:
             raise Failure(error.errno or errno.ETIMEDOUT, '%s: %s' % (doing, why(error)))
@@ -1753,11 +1883,11 @@ class Ptp(PathPlug, LocalSocket):
 
     def bind_first(self, options, *names):
         """A datagram socket with the first free name; None when packets are spoken there."""
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        sock = socket.socket(AF_UNIX, SOCK_DGRAM)
         umask = os.umask(0o777 & ~int(options.get('mode', self.DEFAULTS['mode']), 8))
         try:
             for name, peer in names:
-                if remove_stale(name, socket.SOCK_DGRAM):
+                if remove_stale(name, SOCK_DGRAM):
                     sock.bind(name)
                     self.name, self.peer = name, peer
                     if 'group' in options:
@@ -1773,8 +1903,12 @@ class Ptp(PathPlug, LocalSocket):
             os.umask(umask)
 
     def connect_packets(self, path):
-        """The other dialect: connect, and wait for one byte, 0 or an errno."""
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        """The other dialect: connect, and wait for one byte, 0 or an errno.
+
+        None when the other end came back with datagrams. Raises OSError, also when it is not back:
+        our own datagram socket at its path would keep it away.
+        """
+        sock = socket.socket(AF_UNIX, SOCK_SEQPACKET)
         try:
             sock.settimeout(self.ANSWER_TIME)
             sock.connect(path)
@@ -1782,9 +1916,12 @@ class Ptp(PathPlug, LocalSocket):
             if answer != b'\0':
                 number = answer[0] if answer else errno.ECONNREFUSED
                 raise OSError(number, os.strerror(number))
-        except OSError:
+        except OSError as error:
             sock.close()
+            if self.packets and error.errno == errno.EPROTOTYPE:
+                return None
             raise
+        Ptp.packets = True
         return sock
 
     def wait(self):
@@ -1819,13 +1956,17 @@ def remove_stale(path, kind):
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
     except FileNotFoundError:
         return True
-    with socket.socket(socket.AF_UNIX, kind) as probe:
+    with socket.socket(AF_UNIX, kind) as probe:
         probe.setblocking(False)
         try:
             probe.connect(path)
             return False
         except BlockingIOError:             # a full backlog: alive
             return False
+        except PermissionError as error:
+            if error.errno == errno.EPERM:  # connected to somebody else: alive
+                return False
+            raise
         except FileNotFoundError:
             return True
         except ConnectionRefusedError:
@@ -1858,14 +1999,14 @@ class Port(Packets):
         magic, version, _ = SWITCH_REQUEST.unpack(self.request[:SWITCH_REQUEST.size])
         if (magic, version) != (SWITCH_MAGIC, SWITCH_VERSION):
             raise ValueError('not a request')
-        self.data = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.data = socket.socket(AF_UNIX, SOCK_DGRAM)
         self.data.connect(unpack_path(self.request[SWITCH_REQUEST.size:]))
         name = '%s/fd%d' % (directory, self.conn.fileno())
         bind_with_mode(self.data, name, mode, group)
         self.name = name
         set_buffer(self.data, SO_SNDBUFFORCE, socket.SO_SNDBUF, SEND_BUFFER)
         super().__init__(self.data.fileno())
-        self.conn.send(pack_path(name), socket.MSG_NOSIGNAL)
+        self.conn.send(pack_path(name), MSG_NOSIGNAL)
 
     def send(self, burst):
         view, backlog = burst.view, self.backlog
@@ -1950,8 +2091,10 @@ class Node(PathPlug, Plug):
             except Living:
                 try:
                     return Vde(Vnl('vde', path, {}, None, 'vde://' + path), who)
-                except Failure as error:    # just going, or just coming
-                    failure = error
+                except Failure as error:
+                    if error.errno == errno.ETIMEDOUT:
+                        raise
+                    failure = error         # just going, or just coming
                     time.sleep(0.05)
             except OSError as error:
                 raise Failure(error.errno, 'node %s: %s' % (printable(path), why(error)))
@@ -1965,7 +2108,7 @@ class Node(PathPlug, Plug):
         self.path, self.listener = path, None
         self.conns, self.ports = {}, {}     # descriptor of the connection, of the data -> Port
         self.directory = self.lock_directory(path, directory_mode)
-        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.listener = socket.socket(AF_UNIX, SOCK_STREAM)
         try:
             bind_with_mode(self.listener, path + '/ctl', self.mode, self.group)
             self.listener.listen(15)
@@ -2002,8 +2145,8 @@ class Node(PathPlug, Plug):
                     name == 'ctl' or name.startswith(('fd', '.')) for name in names)):
                 raise OSError(errno.EEXIST, 'exists and is not a node\'s directory')
             for name in sorted(names):
-                if not remove_stale('%s/%s' % (path, name), socket.SOCK_STREAM if name == 'ctl'
-                                    else socket.SOCK_DGRAM) and name == 'ctl':
+                if not remove_stale('%s/%s' % (path, name), SOCK_STREAM if name == 'ctl'
+                                    else SOCK_DGRAM) and name == 'ctl':
                     raise Living
             return fd
         except BlockingIOError:
@@ -2099,12 +2242,6 @@ class Node(PathPlug, Plug):
         """Frames from a member; returns those for our own interface."""
         return burst
 
-    def hung_up(self, fd):
-        if fd in self.conns:
-            self.remove(self.conns[fd])
-        elif fd in self.ports:
-            self.remove(self.ports[fd])
-
     def close(self):
         if not self.listener:
             return
@@ -2118,6 +2255,12 @@ class Node(PathPlug, Plug):
             except OSError:
                 pass
         os.close(self.directory)
+
+    def hung_up(self, fd):
+        if fd in self.conns:
+            self.remove(self.conns[fd])
+        elif fd in self.ports:
+            self.remove(self.ports[fd])
 
 
 def user_name():
@@ -2181,6 +2324,9 @@ class Switch(Node):
         last = target = None
         for start, end in zip(burst.starts, burst.ends):
             head = buf[start:start + 16]
+            if end - start < ETHERNET_HEADER:
+                self.drops += 1
+                continue
             if head != last:
                 last, target = head, self.target(source, head, now)
             lot = lots.get(target)
@@ -2219,9 +2365,9 @@ def tag_list(value):
     """A list of VLANs A and mappings A-B, separated by : or dots."""
     pairs = []
     for token in word(value).replace(':', '.').split('.'):
-        here, _, there = token.partition('-')
-        check = number(2, 4094)
-        pairs.append((check(here), check(there) if there else check(here)))
+        here, dash, there = token.partition('-')
+        check = number(*VLANS)
+        pairs.append((check(here), check(there if dash else here)))
     if len(dict(pairs)) < len(pairs) or len({there for _, there in pairs}) < len(pairs):
         raise ValueError('a VLAN is named twice')
     return ':'.join(here if here == there else '%s-%s' % (here, there) for here, there in pairs)
@@ -2237,7 +2383,7 @@ class Vlan(Plug):
     """
 
     STYLE = '/['
-    OPTIONS = {'untag': number(2, 4094), 'tag': tag_list, 'trunk': flag, 'x': flag, 'qinq': flag,
+    OPTIONS = {'untag': number(*VLANS), 'tag': tag_list, 'trunk': flag, 'x': flag, 'qinq': flag,
                'ad': flag}
     ALIASES = {'x': 'trunk', 'ad': 'qinq'}
     IDENTITY = ('untag', 'tag', 'trunk', 'qinq')
@@ -2248,7 +2394,7 @@ class Vlan(Plug):
         for alias, name in Vlan.ALIASES.items():
             if alias in options:
                 options[name] = options.pop(alias)
-        return number(2, 4094)(address) if address.strip('0') else ''
+        return number(*VLANS)(address) if address.strip('0') else ''
 
     @classmethod
     def open(cls, vnl, who):
@@ -2272,10 +2418,12 @@ class Vlan(Plug):
 
     @property
     def changed(self):
+        """Did the descriptors change? Only the inner plug's can."""
         return self.inner.changed
 
     @changed.setter
     def changed(self, value):
+        """The relay clears it."""
         self.inner.changed = value
 
     def fds(self):
@@ -2293,12 +2441,13 @@ class Vlan(Plug):
     def translate(self, burst, table):
         """Change the tags of a burst in place, by a dict of VLANs; returns the frames that pass."""
         buf, starts, ends = burst.buf, [], []
+        first, last = VLANS
         for start, end in zip(burst.starts, burst.ends):
             tagged = buf.startswith(self.tag, start + 12) and end - start >= SHORTEST_TAGGED
             control = buf[start + 14] << 8 | buf[start + 15] if tagged else 0
             vlan = control & 0xfff
-            new = table.get(vlan, vlan if self.trunk and vlan else None)
-            if new is None:
+            new = table.get(vlan, vlan if self.trunk and first <= vlan <= last else None)
+            if new is None or end - start < ETHERNET_HEADER:
                 self.drops += 1
                 continue
             if tagged and (new or not vlan):
@@ -2413,7 +2562,7 @@ class Command(Plug):
         poller = select.poll()
         poller.register(self.sock, select.POLLIN)
         try:
-            if poller.poll(self.START_TIME * 1000) and not self.sock.recv(1, socket.MSG_PEEK):
+            if poller.poll(self.START_TIME * 1000) and not self.sock.recv(1, MSG_PEEK):
                 raise ConnectionResetError
         except OSError:
             self.read_errors()
@@ -2488,7 +2637,7 @@ class Command(Plug):
             buf[start - 2:start] = STREAM_LENGTH.pack(end - start)
             pieces.append(view[start - 2:end])
         try:
-            sent = self.sock.sendmsg(pieces, (), socket.MSG_NOSIGNAL)
+            sent = self.sock.sendmsg(pieces, (), MSG_NOSIGNAL)
         except BlockingIOError:
             self.drops += len(pieces)
             return
@@ -2504,17 +2653,12 @@ class Command(Plug):
     def flush(self):
         """Send the rest of a frame that went out in part."""
         try:
-            self.pending = self.pending[self.sock.send(self.pending, socket.MSG_NOSIGNAL):]
+            self.pending = self.pending[self.sock.send(self.pending, MSG_NOSIGNAL):]
             self.changed = not self.pending
         except BlockingIOError:
             pass
         except OSError:
             self.hung_up(None)
-
-    def hung_up(self, fd):
-        if self.errors >= 0:
-            self.read_errors()
-        raise Ended('the program ended' + ': ' * bool(self.text) + self.last_words())
 
     def close(self):
         if self.sock is None:
@@ -2531,6 +2675,11 @@ class Command(Plug):
         signal_group(self.pid, signal.SIGKILL)      # also for the rest of the group
         if not ended:
             os.waitpid(self.pid, 0)
+
+    def hung_up(self, fd):
+        if self.errors >= 0:
+            self.read_errors()
+        raise Ended('the program ended' + ': ' * bool(self.text) + self.last_words())
 
 
 class Bridge(Command):
@@ -2604,7 +2753,7 @@ def read_vnl(text):
     return parse_vnl(text, PLUGS)
 
 
-def open_plug(vnl, who):
+def open_plug(vnl, who='vdelxcd'):
     """Open the network that a VNL names; who is told to a switch. Raises Failure."""
     return PLUGS.get(vnl.scheme, Bridge).open(vnl, who)
 
@@ -2674,13 +2823,13 @@ def receive_request(conn, deadline):
                 raise bad('the VNL is longer than %d bytes', VNL_MAX)
             conn.settimeout(max(deadline - time.monotonic(), 0.001))
             chunk, ancillary, flags, _ = conn.recvmsg(
-                VNL_MAX + 1 - len(data), socket.CMSG_SPACE(2 * INT.size), socket.MSG_CMSG_CLOEXEC)
+                VNL_MAX + 1 - len(data), socket.CMSG_SPACE(2 * INT.size), MSG_CMSG_CLOEXEC)
             for level, kind, content in ancillary:
                 if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                     fds = array('i')
                     fds.frombytes(content[:len(content) - len(content) % fds.itemsize])
                     found.extend(fds)
-            if len(found) > 1 or flags & socket.MSG_CTRUNC:
+            if len(found) > 1 or flags & MSG_CTRUNC:
                 raise bad('more than one descriptor')
             if not chunk:
                 raise Failure(errno.EPIPE, 'the client hung up before its request was complete')
@@ -2739,7 +2888,7 @@ def reply(conn, number):
     """Answer a request with an errno, 0 for success; False when nobody hears it."""
     try:
         conn.settimeout(0)
-        conn.send(b'%d\0' % number, socket.MSG_NOSIGNAL)
+        conn.send(b'%d\0' % number, MSG_NOSIGNAL)
         return True
     except OSError:
         return False
@@ -2748,11 +2897,6 @@ def reply(conn, number):
 # ==================================================================================================
 # Sessions
 # ==================================================================================================
-
-def end_session(*_):
-    """The signal handler of a session."""
-    raise Ended('ended by a signal')
-
 
 def session(conn, link, rules):
     """One interface from the request to its end, in a process of its own.
@@ -2763,14 +2907,16 @@ def session(conn, link, rules):
         asked = 'an unread request'
         who = 'pid %d uid %d gid %d' % UCRED.unpack(
             conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
-        tap = plug = None
+        fd = None
         text, fd = receive_request(conn, time.monotonic() + HAND_OVER_TIME)
-        asked = printable(text)
+        asked = excerpt(text)
         tap = Tap(fd, check_tap(fd))
         who = '%s, %s' % (printable(tap.name), who)
         vnl = choose_network(text, rules)
         plug = open_plug(vnl, 'vdelxcd ' + who)
     except Failure as error:
+        if fd is not None:
+            os.close(fd)                # the client's next try may want the same name
         what = 'permission denied' if error.errno == errno.EACCES else 'failed'
         log.line(LOG_NOTICE, 'open interface %s: %s (%s): %s' % (what, asked, who, error))
         reply(conn, error.errno)
@@ -2780,11 +2926,13 @@ def session(conn, link, rules):
         conn.close()
         link.send(b'+')
         link.close()
-        log.detail('open interface: %s (%s)' % (printable(vnl.text), who))
+        log.detail('open interface: %s (%s)' % (excerpt(vnl.text), who))
         try:
             carry(tap, plug, vnl, who)
         except Ended as error:
-            log.detail('close interface: %s (%s: %s)' % (printable(vnl.text), who, error))
+            log.detail('close interface: %s (%s: %s)' % (excerpt(vnl.text), who, error))
+    else:
+        plug.close()
 
 
 def carry(tap, plug, vnl, who):
@@ -2795,12 +2943,12 @@ def carry(tap, plug, vnl, who):
                 relay(tap, plug)
             except PlugGone as error:
                 log.line(LOG_WARNING, 'network gone: %s (%s: %s)' % (
-                    printable(vnl.text), who, printable(str(error))))
+                    excerpt(vnl.text), who, printable(str(error))))
             plug.close()
             tap.set_carrier(False)
             plug = open_again(tap, vnl, who)
             tap.set_carrier(True)
-            log.line(LOG_NOTICE, 'network back: %s (%s)' % (printable(vnl.text), who))
+            log.line(LOG_NOTICE, 'network back: %s (%s)' % (excerpt(vnl.text), who))
     finally:
         plug.close()
         tap.close()
@@ -2809,8 +2957,9 @@ def carry(tap, plug, vnl, who):
 def open_again(tap, vnl, who):
     """Open a network that went away, as soon as that is possible. Raises Ended with the interface.
 
-    The longest wait keeps the promise that traffic is back within 6 s of the network's return; the
-    random part keeps many sessions from coming back at the same moment.
+    The longest wait keeps the promise that traffic is back within 6 s of the network's return, even
+    when one attempt met a switch that said nothing (Vde.ANSWER_TIME); the random part keeps many
+    sessions from coming back at the same moment.
     """
     wait = FIRST_WAIT
     poller = select.poll()
@@ -2849,11 +2998,21 @@ class Server:
         self.paused_until = None            # accepting is paused
         self.poller = select.epoll()
         self.signals = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        for number in signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP:
-            signal.signal(number, lambda *_: None)      # the number arrives in the pipe
+        self.in_session = False
+        for number in SIGNALS:
+            signal.signal(number, self.on_signal)
         signal.set_wakeup_fd(self.signals[1])
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         self.poller.register(self.signals[0], select.EPOLLIN)
         self.poller.register(listener.fileno(), select.EPOLLIN)
+
+    def on_signal(self, number, _):
+        """The handler of server and sessions (one for both: signal.signal() costs a child 350 kB).
+
+        The server learns the number from the pipe of set_wakeup_fd(); a session ends.
+        """
+        if self.in_session and number in (SIGTERM, SIGINT):
+            raise Ended('ended by signal %d' % number)
 
     def serve(self):
         """Work until SIGTERM or SIGINT."""
@@ -2891,9 +3050,9 @@ class Server:
     def handle_signals(self):
         """Act on the signals that arrived; False when it is time to go."""
         arrived = os.read(self.signals[0], 4096)
-        if signal.SIGTERM in arrived or signal.SIGINT in arrived:
+        if SIGTERM in arrived or SIGINT in arrived:
             return False
-        if signal.SIGHUP in arrived:
+        if SIGHUP in arrived:
             self.rules = self.read_rules_again(self.rules)
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
@@ -2954,7 +3113,7 @@ class Server:
     def cut_off(self, fd, pid):
         """End the child that did not finish its hand-over; only if it really did not."""
         try:
-            if not self.hand_overs[fd][0].recv(1, socket.MSG_DONTWAIT):
+            if not self.hand_overs[fd][0].recv(1, MSG_DONTWAIT):
                 raise ConnectionError
         except BlockingIOError:
             log.line(LOG_NOTICE, 'hand-over of process %d cut off' % pid)
@@ -2971,10 +3130,7 @@ class Server:
         status = 1
         try:
             signal.set_wakeup_fd(-1)
-            for number in signal.SIGTERM, signal.SIGINT:
-                signal.signal(number, end_session)
-            for number in signal.SIGCHLD, signal.SIGHUP:
-                signal.signal(number, signal.SIG_DFL)
+            self.in_session = True
             os.setsid()                     # the terminal's signals are for the server
             self.poller.close()
             self.listener.close()
@@ -3014,10 +3170,12 @@ def open_listener(path, mode):
     doing = 'socket ' + printable(path)
     if len(os.fsencode(path)) > SUN_PATH_MAX:
         raise Failure(errno.ENAMETOOLONG, '%s: longer than %d bytes' % (doing, SUN_PATH_MAX))
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener = socket.socket(AF_UNIX, SOCK_STREAM)
+    starting = None
     try:
+        starting = wait_for_others(os.path.dirname(path))
         try:
-            free = remove_stale(path, socket.SOCK_STREAM)
+            free = remove_stale(path, SOCK_STREAM)
         except FileExistsError:
             raise Failure(errno.EEXIST, doing + ': exists and is not a socket; left alone')
         if not free:
@@ -3036,7 +3194,29 @@ def open_listener(path, mode):
     except Failure:
         listener.close()
         raise
+    finally:
+        if starting is not None:
+            os.close(starting)
     return listener
+
+
+def wait_for_others(directory):
+    """Let daemons that start in this directory do so one by one, until the descriptor is closed.
+
+    Otherwise two of them could find the same stale socket, and one remove the other's new one. Who
+    shares the directory can hold the lock: nobody waits longer than START_TIME. Raises OSError.
+    """
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    deadline = time.monotonic() + START_TIME
+    while time.monotonic() < deadline:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            time.sleep(0.01)
+        except OSError:                     # a file system without locks
+            break
+    return fd
 
 
 def write_pidfile(path):
@@ -3091,8 +3271,8 @@ def remove_own(path, identity):
 def detach():
     """Go on in a daemon process; return the descriptor on which it reports.
 
-    The calling process waits for the report and exits: 0 on the byte '+', else 1 with the text.
-    Raises Failure.
+    The calling process waits for the report and exits with 0 on the byte '+'; any other report is
+    an error, raised there as a Failure.
     """
     try:
         report, ready = os.pipe2(os.O_CLOEXEC)
@@ -3100,19 +3280,32 @@ def detach():
     except OSError as error:
         raise Failure(error.errno, 'detaching: ' + why(error))
     if child:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         os.close(ready)
         text = b''
         for part in iter(lambda: os.read(report, 4096), b''):
             text += part
-        if text != b'+':
-            os.write(2, text or b'vdelxcd: the daemon ended before it was ready\n')
-        os._exit(0 if text == b'+' else 1)
-    os.close(report)
-    os.setsid()
-    if os.fork():                           # not a session leader: no terminal will ever be ours
-        os._exit(0)
-    os.chdir('/')
+        if text == b'+':
+            os._exit(0)
+        raise Failure(errno.EIO, os.fsdecode(text) or 'the daemon ended before it was ready')
+    try:
+        os.close(report)
+        os.setsid()
+        if os.fork():                       # not a session leader: no terminal will ever be ours
+            os._exit(0)
+        os.chdir('/')
+    except OSError as error:
+        os.write(ready, os.fsencode('detaching: ' + why(error)))
+        os._exit(1)
     return ready
+
+
+def open_standard_streams():
+    """Take 0, 1 and 2 where they are closed; else what is opened next would pass for stderr."""
+    fd = os.open(os.devnull, os.O_RDWR)
+    while fd <= 2:
+        fd = os.dup(fd)
+    os.close(fd)
 
 
 def leave_terminal():
@@ -3132,7 +3325,57 @@ class Usage(Failure):
     """A command line that makes no sense."""
 
     def __init__(self, sentence):
-        super().__init__(errno.EINVAL, sentence)
+        super().__init__(errno.EINVAL, printable(sentence))
+
+
+def split_options(arguments, flags, valued):
+    """Split a command line as GNU getopt does: ([(long name, value)], other arguments).
+
+    flags and valued are the options without and with a value: dicts of long name -> letter, '' for
+    none. Options may be shortened, clustered and mixed with arguments; -- ends them. Raises Usage.
+    (The library's getopt costs a third of the start-up time: it imports gettext and re.)
+    """
+    pairs, rest, words = [], [], list(arguments)
+    letters = {letter: name for names in (flags, valued) for name, letter in names.items()}
+    while words:
+        word = words.pop(0)
+        if word == '--':
+            return pairs, rest + words
+        if not word.startswith('-') or word == '-':
+            rest.append(word)
+        elif word.startswith('--'):
+            name, equals, value = word[2:].partition('=')
+            names = [each for each in list(flags) + list(valued) if each.startswith(name)]
+            if len(names) != 1 and name not in names:
+                raise Usage('%s: %s' % (word, 'which of --%s?' % ', --'.join(names) if names
+                                        else 'no such option'))
+            name = name if name in names else names[0]
+            if name in flags and equals:
+                raise Usage('%s: takes no value' % word)
+            if name in valued and not equals:
+                value = next_value(words, word)
+            pairs.append((name, value))
+        else:
+            for place, letter in enumerate(word[1:], 2):
+                name = letters.get(letter)
+                if not name:
+                    raise Usage('-%s: no such option' % letter)
+                if name in valued:
+                    pairs.append((name, word[place:] or next_value(words, '-' + letter)))
+                    break
+                pairs.append((name, ''))
+    return pairs, rest
+
+
+def next_value(words, option):
+    """The word after an option. Raises Usage when there is none."""
+    if not words:
+        raise Usage('%s: needs a value' % option)
+    return words.pop(0)
+
+
+FLAGS = {'daemon': 'd', 'verbose': 'v', 'help': 'h', 'version': '', 'allow-commands': ''}
+VALUED = {'rcfile': 'f', 'pidfile': 'p', 'mode': 'm'}
 
 
 def parse_arguments(arguments):
@@ -3140,17 +3383,9 @@ def parse_arguments(arguments):
 
     Raises Usage.
     """
-    names = {'-f': 'rcfile', '-p': 'pidfile', '-m': 'mode', '-d': 'daemon', '-v': 'verbose',
-             '-h': 'help'}
-    try:
-        pairs, rest = getopt.gnu_getopt(arguments, 'f:p:m:dvh', [
-            'rcfile=', 'pidfile=', 'mode=', 'daemon', 'verbose', 'help', 'version',
-            'allow-commands'])
-    except getopt.GetoptError as error:
-        raise Usage(str(error))
+    pairs, rest = split_options(arguments, FLAGS, VALUED)
     options = {}
     for name, value in pairs:
-        name = names.get(name, name[2:])
         if name == 'rcfile' or name not in options:
             options[name] = value
     if 'help' in options or 'version' in options:
@@ -3196,13 +3431,14 @@ def load_rules_again(options, old):
 def run(options):
     """Rules, socket, detach, pidfile, ready, serve, clean up. Raises Failure."""
     rules = load_rules(options)
+    # From now on there is something to remove: signals wait until the server handles them.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     listener = open_listener(options['socket'], options.get('mode'))
     remove = [(options['socket'], identity_of(options['socket']))]
     owner, ready = os.getpid(), None
     try:
         if 'daemon' in options:
-            owner = None                    # the first process exits inside detach()
-            ready = detach()
+            ready = detach()                # the first process leaves in here
             owner = os.getpid()
         name_process('vdelxcd')
         if 'pidfile' in options:
@@ -3216,11 +3452,10 @@ def run(options):
             os.close(ready)
             ready = None
         server.serve()
-    except Failure as error:
+    except (Failure, OSError) as error:
         if ready is None:
             raise
-        os.write(ready, b''.join(b'vdelxcd: %s\n' % os.fsencode(line)
-                                 for line in str(error).split('\n')))
+        os.write(ready, os.fsencode(why(error)))
         raise SystemExit(1)
     finally:
         if os.getpid() == owner:
@@ -3228,13 +3463,29 @@ def run(options):
                 remove_own(path, identity)
 
 
+def say(text):
+    """Write to stdout at once. Raises Failure: print() alone would fail when Python ends."""
+    try:
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        print(text, end='', flush=True)
+    except OSError as error:
+        try:
+            if sys.stdout:
+                sys.stdout.close()          # forgets what it could not write
+        except OSError:
+            pass
+        raise Failure(error.errno, 'output: ' + why(error))
+
+
 def main(arguments):
     """Parse the command line and run; return the exit status."""
     try:
+        open_standard_streams()
         log.open_stderr()
         options = parse_arguments(arguments)
         if 'help' in options or 'version' in options:
-            print(HELP if 'help' in options else 'vdelxcd %s\n' % VERSION, end='')
+            say(HELP if 'help' in options else 'vdelxcd %s\n' % VERSION)
             return 0
         log.verbose = 'verbose' in options
         run(options)
@@ -3243,7 +3494,9 @@ def main(arguments):
         for line in (str(error) if isinstance(error, Failure) else why(error)).split('\n'):
             log.line(LOG_ERR, 'vdelxcd: ' + line)
         if isinstance(error, Usage):
-            log.write(USAGE.encode() + b'\n')
+            log.line(LOG_ERR, USAGE)
+        return 1
+    except KeyboardInterrupt:
         return 1
 
 

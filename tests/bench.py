@@ -40,7 +40,7 @@ class Failed(Exception):
     """A run that gave no figure."""
 
 
-# ---- scenes: two containers, connected -------------------------------------------------------------
+# ---- scenes: two containers, connected ----------------------------------------------------------
 
 class Scene:
     """Two containers, connected by one contender over one network."""
@@ -51,7 +51,8 @@ class Scene:
         self.a, self.b = (self.keep(Container(name)) for name in 'ab')
         self.b_address = '10.0.0.2'
         self.processes = []
-        for host, container, address in (hosts[0], self.a, '10.0.0.1'), (hosts[-1], self.b, '10.0.0.2'):
+        for host, container, address in ((hosts[0], self.a, '10.0.0.1'),
+                                         (hosts[-1], self.b, '10.0.0.2')):
             if contender == OURS:
                 place = tempfile.mkdtemp(dir=directory)
                 daemon = self.keep(Daemon(host, place))
@@ -125,13 +126,14 @@ def measure(case, scene, seconds):
     return scene.tcp_reversed(seconds) if case.endswith('-r') else scene.tcp(seconds)
 
 
-# ---- single figures --------------------------------------------------------------------------------
+# ---- single figures -----------------------------------------------------------------------------
 
 def start_up(repeats):
     """Seconds of the client's start, and of the bare interpreter's, in turns."""
     ours, bare = [], []
     for _ in range(repeats * 5):
-        for argv, times in ([PYTHON, CLIENT, '--version'], ours), ([PYTHON, '-I', '-S', '-c', 'pass'], bare):
+        for argv, times in (([PYTHON, CLIENT, '--version'], ours),
+                            ([PYTHON, '-I', '-S', '-c', 'pass'], bare)):
             begin = time.perf_counter()
             subprocess.check_call(argv, stdout=subprocess.DEVNULL)
             times.append(time.perf_counter() - begin)
@@ -145,13 +147,14 @@ def private_memory(pid):
 
 
 def memory(count, directory):
-    """Median and sum (kB) of the private memory of count idle sessions, after a minute's chatter."""
+    """Median and sum (kB) of the private memory of idle sessions, after a minute's chatter."""
     host = Host('host')
     daemon = Daemon(host, tempfile.mkdtemp(dir=directory))
     container = Container('many')
     try:
         for index in range(count):
-            container.client('-s', daemon.socket, '-i', 'vde%d' % index, 'vxvde:///vni=%d' % (index + 2))
+            container.client('-s', daemon.socket, '-i', 'vde%d' % index,
+                             'vxvde:///vni=%d' % (index + 2))
             container.ip('link set vde%d up' % index)
         pids = [pid for pid in daemon.pids() if pid != daemon.process.pid]
         time.sleep(3)                       # router solicitations and the like
@@ -163,7 +166,7 @@ def memory(count, directory):
         host.close()
 
 
-# ---- the run ---------------------------------------------------------------------------------------
+# ---- the run ------------------------------------------------------------------------------------
 
 def scenes_for(cases, directory, closing):
     """case -> list of scenes, one per contender; what must be closed is appended to closing."""
@@ -186,10 +189,7 @@ def scenes_for(cases, directory, closing):
     for case in cases:
         contenders = [OURS, THEIRS, THEIRS_4M]
         if case.startswith('vde'):
-            switch = os.path.join(directory, 'switch')
-            if not os.path.exists(switch):
-                keep(Switch(one[0], switch))
-            kind, vnl, hosts, mtu = 'vde', 'vde://' + switch, one, 1500
+            kind, vnl, hosts, mtu = 'vde', 'vde://%s/switch%%d' % directory, one, 1500
             contenders = [OURS, THEIRS]
         elif case in ('tcp-1500-one', 'ping-p50', 'ping-p99'):
             kind, vnl, hosts, mtu = 'one', 'vxvde:///vni=%d', one, 1500
@@ -199,8 +199,10 @@ def scenes_for(cases, directory, closing):
             kind, vnl, hosts, mtu = 'two1450', 'vxvde:///vni=%d', two, 1450
         table[case] = []
         for contender in contenders:
-            vni = 2 + len(found)
-            table[case].append(scene(contender, kind, vnl % vni if '%' in vnl else vnl, hosts, mtu))
+            network = 2 + len(found)        # a network of its own for each scene
+            if kind == 'vde':
+                keep(Switch(one[0], vnl[len('vde://'):] % network))
+            table[case].append(scene(contender, kind, vnl % network, hosts, mtu))
     return table
 
 

@@ -4,12 +4,15 @@ Everything real: namespaces are held by sleeping processes and end with them; no
 outside of them. The scripts run under $VDELXC_PYTHON (default: the python3 of the system).
 """
 
+import ctypes
 import importlib.util
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -24,7 +27,7 @@ PATH = os.environ.get('PATH', '') + ':/usr/local/sbin:/usr/sbin:/sbin'
 os.environ['PATH'] = PATH
 
 
-# ---- what the machine has -------------------------------------------------------------------------
+# ---- what the machine has -----------------------------------------------------------------------
 
 # tool -> the Debian package that has it; the Makefile's test-tools installs them all
 PACKAGES = {
@@ -85,7 +88,7 @@ def require_namespaces():
         pytest.skip('/dev/net/tun cannot be opened here: %s' % error)
 
 
-# ---- waiting --------------------------------------------------------------------------------------
+# ---- waiting ------------------------------------------------------------------------------------
 
 def wait_until(condition, timeout=10, what=None):
     """Poll until condition() is true and return its value; fail after timeout seconds."""
@@ -99,7 +102,7 @@ def wait_until(condition, timeout=10, what=None):
         time.sleep(0.02)
 
 
-# ---- the scripts as modules -----------------------------------------------------------------------
+# ---- the scripts as modules ---------------------------------------------------------------------
 
 def load(path):
     """A script as a module, without leaving a __pycache__."""
@@ -124,14 +127,14 @@ def vdelxcc():
     return load(CLIENT)
 
 
-# ---- namespaces -----------------------------------------------------------------------------------
+# ---- namespaces ---------------------------------------------------------------------------------
 
 class Namespace:
     """A network namespace, alive as long as its holder process."""
 
     def __init__(self, name):
         self.name = name
-        self.children = []
+        self.children, self.sockets = [], []
         self.holder = subprocess.Popen(['unshare', '--net', 'sleep', 'infinity'])
         mine = os.readlink('/proc/self/ns/net')
         wait_until(lambda: self.inode() not in (None, mine), what='namespace ' + name)
@@ -166,6 +169,21 @@ class Namespace:
         """ip link add ... ; words are split at blanks."""
         return self.run('ip', *text.split(), check=check)
 
+    def socket(self, *kind):
+        """A socket of this process that lives inside; waits on it end after ten seconds."""
+        opened = []
+
+        def enter_and_open():           # a thread, since it never comes back
+            with open('/proc/%d/ns/net' % self.holder.pid) as namespace:
+                if ctypes.CDLL(None).setns(namespace.fileno(), 0) == 0:
+                    opened.append(socket.socket(*kind))
+        thread = threading.Thread(target=enter_and_open)
+        thread.start()
+        thread.join()
+        self.sockets += opened
+        opened[0].settimeout(10)
+        return opened[0]
+
     def interfaces(self):
         """The names of the interfaces inside."""
         lines = self.ip('-o link show').stdout.splitlines()
@@ -184,6 +202,8 @@ class Namespace:
             if child.poll() is None:
                 child.kill()
             child.wait()
+        for each in self.sockets:
+            each.close()
         self.holder.kill()
         self.holder.wait()
 
@@ -194,7 +214,7 @@ class Host(Namespace):
     def __init__(self, name):
         super().__init__(name)
         self.ip('route add 239.0.0.0/8 dev lo')
-        self.ip('-6 route add multicast ff05::/16 dev lo table local', check=False)
+        self.ip('-6 route add local ff05::/16 dev lo', check=False)     # others on lo only refuse
 
     def wire(self, other, mine='192.0.2.1', others='192.0.2.2', mtu=1500):
         """A cable (veth) to another host, with IPv4 and IPv6 addresses and the multicast routes."""
@@ -206,6 +226,7 @@ class Host(Namespace):
             host.ip('-6 addr add 2001:db8::%s/64 dev eth0 nodad' % address.rsplit('.')[-1])
             host.ip('link set eth0 up')
             host.ip('route replace 239.0.0.0/8 dev eth0')
+            host.ip('-6 route del local ff05::/16 dev lo', check=False)     # now ff00::/8 on eth0
         for host in self, other:
             wait_until(lambda: 'LOWER_UP' in host.ip('link show eth0').stdout)
 
@@ -220,12 +241,13 @@ class Container(Namespace):
     def up(self, interface, *addresses):
         """Give an interface addresses and switch it on."""
         for address in addresses:
-            self.ip('addr add %s dev %s%s' % (address, interface, ' nodad' if ':' in address else ''))
+            nodad = ' nodad' if ':' in address else ''
+            self.ip('addr add %s dev %s%s' % (address, interface, nodad))
         self.ip('link set %s up' % interface)
 
 
 def processes(marker):
-    """The pids of the live processes that have marker in their command line; zombies do not count."""
+    """The pids of the processes that have marker in their command line; zombies do not count."""
     found = []
     for pid in filter(str.isdigit, os.listdir('/proc')):
         try:

@@ -98,7 +98,7 @@ def files_in(directory):
     return found
 
 
-# ---- help ----------------------------------------------------------------------------------------
+# ---- help ---------------------------------------------------------------------------------------
 
 def test_make_alone_lists_every_target():
     require('make')
@@ -108,7 +108,7 @@ def test_make_alone_lists_every_target():
     assert {'demo', 'test', 'test-tools', 'test-pythons', 'install', 'zipapp'} <= set(listed)
 
 
-# ---- demo ----------------------------------------------------------------------------------------
+# ---- demo ---------------------------------------------------------------------------------------
 
 def traces():
     """Of the names that the demo uses in its own namespaces, those that the machine has."""
@@ -203,7 +203,7 @@ def test_demo_says_what_to_do_without_the_tun_device(tree, setup, user, advice):
     assert len(reasons) == 1 and '/dev/net/tun' in reasons[0] and advice in reasons[0]
 
 
-# ---- the tests' own commands ---------------------------------------------------------------------
+# ---- the tests' own commands --------------------------------------------------------------------
 
 PROBE = '''
 import os
@@ -351,7 +351,7 @@ def test_the_scripts_run_under_the_interpreter_itself():
     assert not good and 'failed under: %s\n' % version in errors
 
 
-# ---- installing ----------------------------------------------------------------------------------
+# ---- installing ---------------------------------------------------------------------------------
 
 def manual_pages():
     directory = os.path.join(ROOT, 'man')
@@ -381,7 +381,7 @@ def test_install_goes_to_usr_local_when_nothing_is_said(tree, tmp_path):
     assert {'usr/local/bin/vdelxcc', 'usr/local/bin/vdelxcd'} <= set(files_in(tmp_path))
 
 
-# ---- the zipapp ----------------------------------------------------------------------------------
+# ---- the zipapp ---------------------------------------------------------------------------------
 
 @pytest.fixture
 def zipapp(tree):
@@ -470,7 +470,7 @@ def test_zipapp_runs_where_only_a_minimal_python_is(zipapp, tmp_path):
         assert (done.stdout.split()[:1], done.stderr) == ([program], '')
 
 
-# ---- clean ---------------------------------------------------------------------------------------
+# ---- clean --------------------------------------------------------------------------------------
 
 def test_clean_removes_what_was_made_and_nothing_else(tree):
     before = files_in(tree)

@@ -1,0 +1,173 @@
+"""Command lines: options, their order and short forms, wrong usage, exit statuses."""
+
+import os
+import re
+import subprocess
+
+import pytest
+
+from conftest import CLIENT, DAEMON, PYTHON
+
+
+def run(script, *argv, **more):
+    """Run a script to its end: (exit status, stdout, stderr)."""
+    done = subprocess.run([PYTHON, script] + list(argv), stdin=subprocess.DEVNULL, timeout=30,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
+                          env=dict(os.environ, VDELXC_PATH='/nosuch'), **more)
+    return done.returncode, done.stdout, done.stderr
+
+
+# ---- the client ---------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('argv, expected', [
+    ([], {'vnl': '', 'timeout': 10.0}),
+    (['vxvde://'], {'vnl': 'vxvde://', 'timeout': 10.0}),
+    (['-s', 'a', '-i', 'b', 'x'], {'socket': 'a', 'iface': 'b', 'vnl': 'x', 'timeout': 10.0}),
+    (['-sa', '-ib', 'x'], {'socket': 'a', 'iface': 'b', 'vnl': 'x', 'timeout': 10.0}),
+    (['x', '-s', 'a', '-v'], {'socket': 'a', 'verbose': '', 'vnl': 'x', 'timeout': 10.0}),
+    (['--socket', 'a', '--iface=b'], {'socket': 'a', 'iface': 'b', 'vnl': '', 'timeout': 10.0}),
+    (['--so=a', '--i', 'b', 'x'], {'socket': 'a', 'iface': 'b', 'vnl': 'x', 'timeout': 10.0}),
+    (['-s', 'a', '-s', 'b', '--socket=c'], {'socket': 'a', 'vnl': '', 'timeout': 10.0}),
+    (['-t', '2.5', '-t', '9'], {'vnl': '', 'timeout': 2.5}),
+    (['-vt3', 'x'], {'verbose': '', 'vnl': 'x', 'timeout': 3.0}),
+    (['--', '-s'], {'vnl': '-s', 'timeout': 10.0}),
+    (['-i', '-s', 'x'], {'iface': '-s', 'vnl': 'x', 'timeout': 10.0}),
+])
+def test_the_client_takes_options_and_arguments_in_any_order(vdelxcc, argv, expected):
+    assert vdelxcc.parse_arguments(argv) == expected
+
+
+@pytest.mark.parametrize('argv, word', [
+    (['a', 'b'], 'b'), (['-x'], '-x'), (['--nosuch'], 'nosuch'), (['-s'], '-s'),
+    (['--socket'], 'socket'), (['--ver'], 'ver'), (['--verbose=1'], 'verbose'), (['-t', 'x'], 'x'),
+    (['-t', '0'], '0'), (['-t', '-1'], '-1'), (['-t', 'nan'], 'nan'), (['-t', 'inf'], 'inf'),
+    (['-t', ''], '-t'), (['-d'], '-d'),
+])
+def test_a_command_line_of_the_client_that_makes_no_sense_is_told(vdelxcc, capsys, argv, word):
+    assert vdelxcc.main(argv) == 1
+    out, err = capsys.readouterr()
+    fault, usage = err.splitlines()
+    assert out == ''
+    assert fault.startswith('vdelxcc: ') and word in fault
+    assert usage == 'Usage: vdelxcc [OPTION]... [VNL]'
+
+
+def test_the_client_refuses_a_vnl_of_more_than_4095_bytes(vdelxcc, capsys):
+    for vnl in 'x' * 4096, os.fsdecode(b'\xc3\xa9') * 2048:
+        assert vdelxcc.main([vnl]) == 1
+        assert '4095' in capsys.readouterr().err
+
+
+# ---- the daemon ---------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('argv, expected', [
+    (['/s'], {}),
+    (['/s', 'vxvde://'], {'vnl': 'vxvde://'}),
+    (['-v', '/s', '-d', 'x'], {'verbose': '', 'daemon': '', 'vnl': 'x'}),
+    (['-vd', '/s'], {'verbose': '', 'daemon': ''}),
+    (['-f', '/a', '-f', '/b', '--rcfile=/c', '/s'], {'rcfile': '/c'}),
+    (['-p', '/a', '-p', '/b', '--pidfile=/c', '/s'], {'pidfile': '/a'}),
+    (['-m', '600', '--mode=0777', '/s'], {'mode': 0o600}),
+    (['/s', '--mode=0777'], {'mode': 0o777}),
+    (['/s', '--rc', '/a', '--pid=/b', '--mo', '0', '--verb', '--d'],
+     {'rcfile': '/a', 'pidfile': '/b', 'mode': 0, 'verbose': '', 'daemon': ''}),
+    (['-dp/x', '/s'], {'daemon': '', 'pidfile': '/x'}),
+    (['--', '/s', '-v'], {'vnl': '-v'}),
+])
+def test_the_daemon_takes_options_and_arguments_in_any_order(vdelxcd, argv, expected):
+    options = vdelxcd.parse_arguments(argv)
+    assert {name: value for name, value in options.items() if value is not None} == dict(
+        expected, socket='/s')
+
+
+def test_paths_of_the_daemon_are_fixed_before_it_detaches(vdelxcd):
+    options = vdelxcd.parse_arguments(['-f', 'a/../b', '-p', './c', 's', 'x'])
+    here = os.getcwd()
+    assert (options['rcfile'], options['pidfile'], options['socket']) == (
+        here + '/b', here + '/c', here + '/s')
+
+
+@pytest.mark.parametrize('argv, word', [
+    ([], 'socket'), (['-v'], 'socket'), (['/s', 'x', 'y'], 'y'), (['/s', '-x'], '-x'),
+    (['/s', '--nosuch'], 'nosuch'), (['/s', '-f'], '-f'), (['/s', '--pidfile'], 'pidfile'),
+    (['/s', '--ver'], 'ver'), (['/s', '-m', '8'], '8'), (['/s', '-m', ''], '-m'),
+    (['/s', '-m', '1777'], '1777'), (['/s', '-m', '-1'], '-1'), (['/s', '-m', '0o600'], '0o600'),
+    (['/s', '-m', 'rw'], 'rw'), (['/s', '-i', 'x'], '-i'), ([''], 'empty'),
+    (['/s', '-f', ''], 'empty'), (['/s', '-p', ''], 'empty'),
+])
+def test_a_command_line_of_the_daemon_that_makes_no_sense_is_told(vdelxcd, argv, word):
+    with pytest.raises(vdelxcd.Usage) as caught:
+        vdelxcd.parse_arguments(argv)
+    assert word in str(caught.value)
+
+
+# ---- both, as programs --------------------------------------------------------------------------
+
+@pytest.mark.parametrize('script, name, arguments', [
+    (CLIENT, 'vdelxcc', '[VNL]'), (DAEMON, 'vdelxcd', 'SOCKET [VNL]')])
+class TestBoth:
+    """What both programs do alike."""
+
+    @pytest.mark.parametrize('argv', [['-h'], ['--help'], ['--he'], ['-vh']])
+    def test_help_goes_to_stdout(self, script, name, arguments, argv):
+        status, out, err = run(script, *argv)
+        assert (status, err) == (0, '')
+        assert out.startswith('Usage: %s [OPTION]... %s\n' % (name, arguments))
+        assert out.endswith('.\n') and not out.endswith('\n\n')
+        assert max(len(line) for line in out.splitlines()) <= 100
+
+    def test_version_is_a_line_with_the_name_and_a_number(self, script, name, arguments):
+        status, out, err = run(script, '--version')
+        assert (status, err) == (0, '')
+        assert re.match(name + r' \d+\.\d+\.\d+\n$', out)
+
+    @pytest.mark.parametrize('argv', [['a', 'b', 'c'], ['--nosuch'], ['-\n'], ['--\x1b[2J']])
+    def test_wrong_usage_is_the_fault_then_the_usage_on_stderr(self, script, name, arguments, argv):
+        status, out, err = run(script, *argv)
+        assert (status, out) == (1, '')
+        fault, usage = err.splitlines()
+        assert fault.startswith(name + ': ') and fault.isprintable()
+        assert usage == 'Usage: %s [OPTION]... %s' % (name, arguments)
+
+
+@pytest.mark.parametrize('script', [CLIENT, DAEMON])
+def test_a_program_that_is_started_in_a_deleted_directory_tells_no_traceback(script, tmp_path):
+    code = 'cd "$1" && rmdir "$1" && exec "$2" "$3" relative'
+    done = subprocess.run(['sh', '-c', code, 'sh', str(tmp_path), PYTHON, script], timeout=30,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
+                          env=dict(os.environ, VDELXC_PATH='/nosuch'))
+    assert (done.returncode, done.stdout, done.stderr.count('\n')) == (1, '', 1)
+    assert 'No such file or directory' in done.stderr
+
+
+def test_the_client_without_a_daemon_is_one_line_and_exit_status_1():
+    status, out, err = run(CLIENT, 'vxvde://')
+    assert (status, out) == (1, '')
+    assert re.match(r'connect: No such file or directory: tried /nosuch/vdelxcs: .*\n$', err)
+
+
+def test_the_daemon_tells_every_fault_of_its_rules_and_makes_no_socket(tmp_path):
+    rules, path = tmp_path / 'rules', str(tmp_path / 'sock')
+    rules.write_text('permit x\n\nallow vxvde:///nosuch\n')
+    for more in [], ['-d'], ['-p', str(tmp_path / 'pid')]:
+        status, out, err = run(DAEMON, '-f', str(rules), path, *more)
+        assert (status, out) == (1, '')
+        assert [line.split(': ')[:2] for line in err.splitlines()] == [
+            ['vdelxcd', '%s:1' % rules], ['vdelxcd', '%s:3' % rules]]
+        assert os.listdir(str(tmp_path)) == ['rules']
+
+
+@pytest.mark.parametrize('argv, reason', [
+    (['-f', '/nosuch/rules', '{}/s'], 'vdelxcd: /nosuch/rules: No such file or directory'),
+    (['{}/s', 'vxvde:///nosuch'], 'vdelxcd: vxvde:///nosuch: '),
+    (['/nosuch/s'], 'vdelxcd: socket /nosuch/s: No such file or directory'),
+    (['{}'], 'vdelxcd: socket {}: exists and is not a socket'),
+    (['{}/' + 'a' * 107], 'vdelxcd: socket {}/aaa'),
+    (['-p', '/nosuch/pid', '{}/s'], 'vdelxcd: pidfile /nosuch/pid: No such file or directory'),
+    (['-d', '-p', '/nosuch/pid', '{}/s'], 'vdelxcd: pidfile /nosuch/pid: No such file or direc'),
+])
+def test_the_daemon_that_cannot_start_is_one_line_and_exit_status_1(tmp_path, argv, reason):
+    status, out, err = run(DAEMON, *[each.replace('{}', str(tmp_path)) for each in argv])
+    assert (status, out) == (1, '')
+    assert err.startswith(reason.replace('{}', str(tmp_path))) and err.count('\n') == 1
+    assert os.listdir(str(tmp_path)) == []
