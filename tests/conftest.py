@@ -50,13 +50,15 @@ def missing(what, package):
 
 def pytest_configure(config):
     """The core is what runs under every interpreter: make test-pythons."""
+    config.addinivalue_line('markers', 'slow: not part of the core, for it takes long')
     config.addinivalue_line('markers', 'core: part of what runs under every interpreter')
 
 
 def pytest_collection_modifyitems(items):
-    """All of unit/ and plugs/ is core; in other directories a test says it with the marker."""
+    """All that is not slow in unit/ and plugs/ is core; elsewhere the marker says what is."""
     for item in items:
-        if os.path.basename(os.path.dirname(str(item.fspath))) in ('unit', 'plugs'):
+        directory = os.path.basename(os.path.dirname(str(item.fspath)))
+        if directory in ('unit', 'plugs') and not item.get_closest_marker('slow'):
             item.add_marker('core')
 
 
