@@ -220,7 +220,7 @@ class Log:
 
     def __init__(self):
         self.verbose = False
-        self.write = lambda line: os.write(2, line)         # sends bytes to stderr
+        self.write = lambda line: os.write(2, line)     # bytes, to stderr
         self.close_stderr = lambda: None
         self.syslog = None          # the socket to LOG_SOCKET
 
@@ -3544,13 +3544,11 @@ def detach():
 
 def open_standard_streams():
     """Take 0, 1 and 2 where they are closed; else what is opened next would pass for stderr."""
-    try:
-        fd = os.open(os.devnull, os.O_RDWR)
-        while fd <= 2:
-            fd = os.dup(fd)
-        os.close(fd)
-    except OSError:
-        pass                                # no /dev/null here: they stay as they are
+    for fd in 0, 1, 2:
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)      # gets the lowest free number: fd
 
 
 def leave_terminal():
