@@ -2212,8 +2212,15 @@ class Port(Packets):
         magic, version, _ = SWITCH_REQUEST.unpack(self.request[:SWITCH_REQUEST.size])
         if (magic, version) != (SWITCH_MAGIC, SWITCH_VERSION):
             raise ValueError('not a request')
+        theirs = os.fsdecode(unpack_path(self.request[SWITCH_REQUEST.size:]))
+        # The names that members use; any other socket of this host is not for a member to name.
+        place, base = os.path.split(theirs)
+        if os.path.realpath(place) != os.path.realpath(directory) and not base.startswith('vde.'):
+            raise ValueError('a socket elsewhere')
+        if not stat.S_ISSOCK(os.lstat(theirs).st_mode):
+            raise ValueError('not a socket')
         self.data = socket.socket(AF_UNIX, SOCK_DGRAM)
-        self.data.connect(unpack_path(self.request[SWITCH_REQUEST.size:]))
+        self.data.connect(theirs)
         name = '%s/fd%d' % (directory, self.conn.fileno())
         bind_with_mode(self.data, name, mode, group)
         self.name = name
@@ -3275,7 +3282,7 @@ class Server:
                 elif fd == self.signals[0]:
                     if not self.handle_signals():
                         return
-                elif fd in self.hand_overs:
+                elif fd in self.hand_overs and self.is_over(fd):
                     self.forget(fd)
             self.watch_time()
 
@@ -3354,24 +3361,29 @@ class Server:
         reply(conn, errno.EAGAIN)
         self.pause()
 
+    def is_over(self, fd):
+        """Did a session finish its hand-over, or end? A number may have been reused meanwhile."""
+        try:
+            self.hand_overs[fd][0].recv(1, MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+        return True
+
     def forget(self, fd):
-        """A hand-over is over, or its process is."""
+        """Do not watch a hand-over any more."""
         self.poller.unregister(fd)
         self.hand_overs.pop(fd)[0].close()
 
     def cut_off(self, fd, pid):
         """End the child that did not finish its hand-over; only if it really did not."""
-        try:
-            if not self.hand_overs[fd][0].recv(1, MSG_DONTWAIT):
-                raise ConnectionError
-        except BlockingIOError:
+        if not self.is_over(fd):
             log.line(LOG_NOTICE, 'hand-over of process %d cut off' % pid)
             try:
                 os.kill(pid, signal.SIGKILL)
             except OSError:
                 pass
-        except OSError:
-            pass
         self.forget(fd)
 
     def run_session(self, conn, link):

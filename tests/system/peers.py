@@ -205,7 +205,7 @@ class Member:
         self.control.connect(os.path.join(path, 'ctl'))
         self.data = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.data.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-        self.name = tempfile.mktemp(dir=str(directory), prefix='m')
+        self.name = tempfile.mktemp(dir=str(directory), prefix='vde.')
         self.data.bind(self.name)
         self.control.sendall(struct.pack('=III', MAGIC, 3, port << 8)
                              + SOCKADDR_UN.pack(1, os.fsencode(self.name)) + text)

@@ -330,6 +330,9 @@ def test_malformed_requests_hurt_nobody(node, members, path, tmp_path):
     one = members(1)[0]
     (tmp_path / 'file').write_text('precious')
     os.mkfifo(str(tmp_path / 'fifo'))
+    service = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)      # of somebody else on this host
+    service.bind(str(tmp_path / 'service'))
+    os.symlink(str(tmp_path / 'service'), str(tmp_path / 'vde.link'))
     good = struct.pack('=III', peers.MAGIC, 3, 0)
 
     def address(name):
@@ -342,6 +345,7 @@ def test_malformed_requests_hurt_nobody(node, members, path, tmp_path):
             struct.pack('=III', peers.MAGIC, 0xffffffff, 0) + address('file'),
             good + address('file') + b'text', good + address('fifo'), good + address('nothing'),
             good + address('node'), good + address('node/ctl'),             # no data sockets
+            good + address('service'), good + address('vde.link'),          # not a member's
             good + peers.SOCKADDR_UN.pack(2, b'/x'), good + bytes(110),
             good + peers.SOCKADDR_UN.pack(1, b'\xff' * 108), b'\xff' * 4096, os.urandom(70000)):
         conn = socket.socket(socket.AF_UNIX)
@@ -362,11 +366,11 @@ def test_malformed_requests_hurt_nobody(node, members, path, tmp_path):
     expect(port, frame(seed=1))
     slow = conns[4]                         # a request may come in pieces
     data = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    data.bind(str(tmp_path / 'late'))
+    data.bind(str(tmp_path / 'vde.late'))
     slow = socket.socket(socket.AF_UNIX)
     slow.settimeout(5)
     slow.connect(path + '/ctl')
-    for byte in good + address('late'):
+    for byte in good + address('vde.late'):
         slow.sendall(bytes([byte]))
     assert slow.recv(200)[2:].startswith(os.fsencode(path) + b'/fd')
     for conn in conns:
@@ -379,6 +383,8 @@ def test_malformed_requests_hurt_nobody(node, members, path, tmp_path):
     data.close()
     wait_until(lambda: len(os.listdir(path)) == 2)
     assert 'internal error' not in daemon.log()
+    with service, pytest.raises(BlockingIOError):
+        service.recv(9000, socket.MSG_DONTWAIT)
 
 
 def test_odd_datagrams_are_no_frames(node, members):
