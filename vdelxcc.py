@@ -12,7 +12,7 @@ program, and needs only a Python interpreter (3.6 or later, python3-minimal is e
 from standard input too: python3 - vxvde:// < vdelxcc.py
 
 The rooms of this file, in order (each uses only those above it): numbers from outside, errors,
-the TAP, hand-over, command line.
+the TAP, interface settings, hand-over, command line.
 
 Exit status: 0 the interface is there; 1 it is not, and one line on stderr says why.
 """
@@ -41,6 +41,10 @@ Make an Ethernet interface on the VDE network VNL (the daemon's default network 
   -i, --iface IFACE     interface name; a name that does not end in a digit is a prefix and
                         gets the first free number (default %s)
   -t, --timeout SECONDS longest wait for the daemon (default %g)
+      --mtu N           MTU of the interface; auto: the largest that the network carries in
+                        one piece (default 1500)
+      --offload         take TCP segments merged: faster, but not for a container that forwards
+                        them (a bridge, a router); see vdelxcc(1)
   -v, --verbose         print the name of the new interface
   -h, --help            print this text and exit
       --version         print the version and exit
@@ -60,7 +64,11 @@ SWAPPED_IOCTL = ('mips', 'ppc', 'sparc', 'alpha', 'parisc')
 TUNSETIFF = 0x800454ca if os.uname().machine.startswith(SWAPPED_IOCTL) else 0x400454ca
 IFF_TAP = 0x0002
 IFF_NO_PI = 0x1000
+IFF_VNET_HDR = 0x4000                       # frames with a virtio_net_hdr
 IFREQ = struct.Struct('16sH22x')            # struct ifreq: name[16], flags, padding to 40 bytes
+IFREQ_INT = struct.Struct('16si20x')        # the same with ifr_mtu
+TAP_MTU_MAX = 65521                         # bytes, of a TAP
+SIOCGIFMTU, SIOCSIFMTU = 0x8921, 0x8922     # <linux/sockios.h>
 IFNAMSIZ = 16                               # with the closing NUL
 
 # <sys/un.h> and <asm-generic/socket.h>
@@ -147,11 +155,11 @@ def interface_names(name):
     return names
 
 
-def make_tap(names):
+def make_tap(names, flags):
     """Make a TAP under the first free name; return its descriptor and its name.
 
-    A busy TAP answers EBUSY, a name held by another kind of device EINVAL: both mean "try the
-    next number". Raises Failure.
+    flags are IFF_TAP and what else it shall be. A busy TAP answers EBUSY, a name held by another
+    kind of device EINVAL: both mean "try the next number". Raises Failure.
     """
     try:
         tap = os.open(TUN_DEVICE, os.O_RDWR | os.O_CLOEXEC)
@@ -160,7 +168,7 @@ def make_tap(names):
                       OPEN_ADVICE.get(error.errno))
     for name in names:
         try:
-            fcntl.ioctl(tap, TUNSETIFF, IFREQ.pack(os.fsencode(name), IFF_TAP | IFF_NO_PI))
+            fcntl.ioctl(tap, TUNSETIFF, IFREQ.pack(os.fsencode(name), flags))
             return tap, name
         except OSError as error:
             number = error.errno
@@ -169,6 +177,26 @@ def make_tap(names):
     if len(names) > 1:
         raise failure('interface definition', number, '%s to %s: all taken' % (names[0], name))
     raise failure('interface definition', number, name, TAKEN_ADVICE[number])
+
+
+# ==================================================================================================
+# Interface settings
+# ==================================================================================================
+
+def get_mtu(name):
+    """The MTU of an interface in bytes. Raises OSError."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        answer = fcntl.ioctl(sock, SIOCGIFMTU, IFREQ_INT.pack(os.fsencode(name), 0))
+    return IFREQ_INT.unpack(answer)[1]
+
+
+def set_mtu(name, mtu):
+    """Set the MTU of an interface in bytes. Raises Failure."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            fcntl.ioctl(sock, SIOCSIFMTU, IFREQ_INT.pack(os.fsencode(name), mtu))
+    except OSError as error:
+        raise failure('interface settings', error.errno, '%s: MTU %d' % (name, mtu))
 
 
 # ==================================================================================================
@@ -211,23 +239,21 @@ def connect(socket_name, timeout):
         "start vdelxcd on the host and share its socket's directory with this container")
 
 
-def hand_over(daemon, tap, vnl, timeout):
-    """Send the VNL and the TAP's descriptor in one message and read the answer.
+def exchange(daemon, request, rights, timeout):
+    """Send a request and read the answer: (errno, dict of the daemon's keys).
 
-    The request is VNL NUL, with one SCM_RIGHTS descriptor. The answer is an errno in ASCII
-    decimal, then NUL or the end of the stream; only a complete number 0 is success.
-    Raises Failure.
+    The answer is an errno in ASCII decimal, then NUL or the end of the stream; key=value and NUL
+    may follow when the request had keys. Only a complete number is an answer. Raises Failure.
     """
-    request = os.fsencode(vnl) + b'\0'
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack('i', tap))]
     deadline = time.monotonic() + timeout
+    end = b'\0' if request.count(b'\0') == 1 else None      # keys come until the stream ends
     reply, chunk, sent = b'', b'?', True
     try:
         try:
             daemon.sendmsg([request], rights, socket.MSG_NOSIGNAL)
         except BrokenPipeError:
             sent = False                    # a daemon short of processes answers before it reads
-        while chunk and b'\0' not in reply and len(reply) < REPLY_MAX:
+        while chunk and (end is None or end not in reply) and len(reply) < REPLY_MAX:
             if time.monotonic() > deadline:
                 raise BlockingIOError
             chunk = daemon.recv(REPLY_MAX)
@@ -236,13 +262,36 @@ def hand_over(daemon, tap, vnl, timeout):
         raise failure('vdelxcd', errno.ETIMEDOUT, 'no answer within %g s' % timeout)
     except OSError as error:
         raise failure('vdelxcd', error.errno, 'the daemon hung up before it answered')
-    number = reply.split(b'\0')[0]
+    number, _, rest = reply.partition(b'\0')
     if not reply or (not sent and number.strip(b'0') == b''):
         raise failure('vdelxcd', errno.ECONNRESET, 'the daemon hung up before it answered')
     if not number.isdigit() or len(number) > 9:
         raise failure('vdelxcd', errno.EPROTO, 'not an answer: %s' % ascii(reply[:40])[1:])
-    if int(number):
-        raise failure('vdelxcd', int(number), REFUSAL_ADVICE.get(int(number)))
+    pairs = [pair.partition('=') for pair in rest.decode('ascii', 'replace').split('\0')[:-1]]
+    return int(number), {key: value for key, _, value in pairs}
+
+
+def abilities(daemon, timeout):
+    """What the daemon can beyond the plain protocol: a dict, empty for the C daemon.
+
+    A greeting without VNL and descriptor; whoever does not know it answers a bare errno.
+    Raises Failure.
+    """
+    return exchange(daemon, b'\0hello=1\0', [], timeout)[1]
+
+
+def hand_over(daemon, tap, vnl, keys, timeout):
+    """Send the VNL, the keys and the TAP's descriptor in one message; the keys of the answer.
+
+    The request is VNL NUL, then key=value NUL for each key, with one SCM_RIGHTS descriptor.
+    Raises Failure.
+    """
+    request = os.fsencode('\0'.join([vnl] + ['%s=%s' % pair for pair in keys.items()])) + b'\0'
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack('i', tap))]
+    number, answer = exchange(daemon, request, rights, timeout)
+    if number:
+        raise failure('vdelxcd', number, REFUSAL_ADVICE.get(number))
+    return answer
 
 
 # ==================================================================================================
@@ -302,11 +351,14 @@ def next_value(words, option):
     return words.pop(0)
 
 
+FLAGS = {'verbose': 'v', 'help': 'h', 'version': '', 'offload': ''}
+VALUED = {'socket': 's', 'iface': 'i', 'timeout': 't', 'mtu': ''}
+
+
 def parse_arguments(arguments):
     """The command line as a dictionary; of a repeated option the first counts. Raises Usage."""
     options = {}
-    pairs, rest = split_options(arguments, {'verbose': 'v', 'help': 'h', 'version': ''},
-                                {'socket': 's', 'iface': 'i', 'timeout': 't'})
+    pairs, rest = split_options(arguments, FLAGS, VALUED)
     for name, value in pairs:
         options.setdefault(name, value)
     if len(rest) > 1:
@@ -318,6 +370,9 @@ def parse_arguments(arguments):
         raise Usage('-t %s: not a number of seconds' % options['timeout'])
     if not 0 < options['timeout'] <= 86400:
         raise Usage('-t %g: more than 0 and at most 86400 seconds' % options['timeout'])
+    mtu = options.get('mtu', 'auto')
+    if mtu != 'auto' and (not mtu.isdigit() or not 68 <= int(mtu) <= TAP_MTU_MAX):
+        raise Usage('--mtu %s: auto, or 68 to %d bytes' % (mtu, TAP_MTU_MAX))
     return options
 
 
@@ -339,8 +394,43 @@ def say(text, stream):
         raise failure('vdelxcc: output', error.errno)
 
 
+def run(options):
+    """Connect, make the TAP, hand it over, settle its MTU. Raises Failure."""
+    def detail(text):
+        """Tell the user who wants to know; stdout has the interface's name alone."""
+        if 'verbose' in options:
+            say('vdelxcc: %s\n' % text, sys.stderr)
+
+    names = interface_names(options.get('iface', INTERFACE))
+    timeout, mtu = options['timeout'], options.get('mtu')
+    daemon = connect(options.get('socket', SOCKET_NAME), timeout)
+    flags, keys = IFF_TAP | IFF_NO_PI, {}
+    if 'offload' in options:
+        if 'offload' in abilities(daemon, timeout):
+            flags, keys['offload'] = flags | IFF_VNET_HDR, '1'
+        else:
+            detail('this daemon has no offload; going on without')
+        daemon.close()
+        daemon = connect(options.get('socket', SOCKET_NAME), timeout)
+    if mtu == 'auto' or 'verbose' in options:
+        keys['mtu'] = 'auto'
+    tap, name = make_tap(names, flags)
+    if mtu and mtu != 'auto':
+        set_mtu(name, int(mtu))
+    advice = hand_over(daemon, tap, options['vnl'], keys, timeout).get('mtu', '')
+    if mtu == 'auto' and advice.isdigit():
+        set_mtu(name, int(advice))
+    elif mtu == 'auto':
+        detail('this daemon gives no advice; the MTU stays %d' % get_mtu(name))
+    elif advice.isdigit() and get_mtu(name) > int(advice):
+        detail('the MTU of %d does not fit the network, whose datagrams will be fragmented; '
+               '--mtu auto would take %s' % (get_mtu(name), advice))
+    if 'verbose' in options:
+        say(name + '\n', sys.stdout)
+
+
 def main(arguments):
-    """Check, connect, make the TAP, hand it over; return the exit status."""
+    """Parse the command line and run; return the exit status."""
     try:
         options = parse_arguments(arguments)
         if 'help' in options or 'version' in options:
@@ -348,12 +438,7 @@ def main(arguments):
             return 0
         if len(os.fsencode(options['vnl'])) > VNL_MAX:
             raise Failure('vdelxcc: the VNL is longer than %d bytes' % VNL_MAX)
-        names = interface_names(options.get('iface', INTERFACE))
-        daemon = connect(options.get('socket', SOCKET_NAME), options['timeout'])
-        tap, name = make_tap(names)
-        hand_over(daemon, tap, options['vnl'], options['timeout'])
-        if 'verbose' in options:
-            say(name + '\n', sys.stdout)
+        run(options)
         return 0
     except (Failure, OSError) as error:
         line = error if isinstance(error, Failure) else 'vdelxcc: %s' % error

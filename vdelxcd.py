@@ -34,7 +34,8 @@ VERSION = '0.1.0'
 SOCKET_NAME = 'vdelxcs'
 
 BURST = 64                  # frames handled in one wakeup, each way
-FRAME_MAX = 9216 + 14 + 4   # bytes of the longest frame: jumbo payload, Ethernet header, one tag
+MTU, MTU_MAX = 1500, 9216   # bytes of payload: of an interface by default, and at most
+FRAME_MAX = MTU_MAX + 14 + 4    # bytes of the longest frame: with Ethernet header and one tag
 RECEIVE_BUFFER = 4 << 20    # bytes asked of the kernel for what a network socket receives
 RECEIVE_BUFFER_MAX = 64 << 20   # bytes; more than a VNL gets with rcvbuf=
 SEND_BUFFER = 1 << 20       # bytes asked of the kernel for what it sends
@@ -85,6 +86,8 @@ TUNSETIFF = IOC_WRITE | 0x000454ca
 TUNGETIFF = IOC_READ | 0x000454d2
 TUNATTACHFILTER = IOC_WRITE | SOCK_FPROG.size << 16 | 0x54d5
 TUNDETACHFILTER = IOC_WRITE | SOCK_FPROG.size << 16 | 0x54d6
+TUNSETOFFLOAD = IOC_WRITE | 0x000454d0
+TUNSETVNETHDRSZ = IOC_WRITE | 0x000454d8
 TUNSETCARRIER = IOC_WRITE | 0x000454e2
 TUN_DEVICE = '/dev/net/tun'
 TUN_RDEV = os.makedev(10, 200)
@@ -100,6 +103,13 @@ IFNAMSIZ = 16                               # with the closing NUL
 # <linux/netlink.h>, <linux/rtnetlink.h>
 NETLINK_ROUTE = 0
 RTMGRP_LINK = 1                             # links come, change and go
+
+# <linux/virtio_net.h>: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, host byte order
+VNET_HEADER = struct.Struct('=BBHHHH')
+GSO_TCPV4, GSO_TCPV6 = 1, 4
+IPV4_CHECKSUM = 24                          # offset in an Ethernet frame
+TCP, TCP_ACK = 6, 0x10                      # the protocol; the flags of a segment with nothing else
+MERGED_MAX = 65535 - 100                    # bytes of a super-segment
 
 # <sys/un.h>, <linux/socket.h>
 SUN_PATH_MAX = 107                          # bytes of a socket path without the closing NUL
@@ -121,6 +131,7 @@ SIGNALS = SIGCHLD, SIGTERM, SIGINT, SIGHUP = tuple(map(int, (
 # <linux/in.h>, <linux/in6.h>, <linux/udp.h>, <asm-generic/socket.h>: not named by socket
 SO_SNDBUFFORCE = 32
 SO_RCVBUFFORCE = 33
+IP_MTU, IPV6_MTU = 14, 24                   # of the path of a connected socket
 IP_MULTICAST_ALL = 49
 IPV6_MULTICAST_ALL = 29
 IP_MREQN = struct.Struct('4s4si')           # struct ip_mreqn: group, address, interface index
@@ -129,6 +140,7 @@ SOL_UDP = 17
 UDP_SEGMENT = 103                           # bytes per datagram of a sent train (Linux 4.18)
 UDP_GRO = 104                               # trains are received whole (Linux 5.0)
 INT = struct.Struct('i')
+TIMEVAL = struct.Struct('ll')               # struct timeval: seconds, microseconds
 
 # vxvde and vxlan (RFC 7348, section 5): flags (0x08: VNI is valid), reserved[3], VNI[3], reserved
 VXLAN_HEADER = struct.Struct('>B3xI')       # the VNI shifted left by 8
@@ -208,7 +220,7 @@ class Log:
 
     def __init__(self):
         self.verbose = False
-        self.write = lambda line: os.write(2, line)     # bytes, to stderr
+        self.write = lambda line: os.write(2, line)         # sends bytes to stderr
         self.close_stderr = lambda: None
         self.syslog = None          # the socket to LOG_SOCKET
 
@@ -800,7 +812,8 @@ class Plug:
     close()         leave the network; may be called twice
     hung_up(fd)     a descriptor reports an error or a hang-up, and recv() found nothing
     headroom        bytes that send() wants free before each frame
-    gap             bytes that recv() leaves free before each frame; the relay sets it
+    gap             bytes that recv() of a TAP leaves free before each frame; the relay sets it
+    mtu()           the largest MTU of the interface that the network carries in one piece
 
     recv() and send() raise Ended or PlugGone. What the VNL of a scheme may say, on the class:
 
@@ -861,6 +874,9 @@ class Plug:
 
     def hung_up(self, fd):
         raise Ended('hung up')
+
+    def mtu(self):
+        return MTU
 
     def lost(self, place, error, frames=1):
         """Look up what an OSError means at a place: raise Ended or PlugGone, or count frames."""
@@ -960,6 +976,162 @@ class Tap(Packets):
             pass
 
 
+class OffloadTap(Tap):
+    """A TAP with an offload header (IFF_VNET_HDR): TCP segments in a row go in as one.
+
+    Consecutive segments of a flow, alike but for sequence number, checksum and IP identification,
+    are written as one super-segment with the segment size in a virtio_net_hdr. The kernel is not
+    told that the checksum is good (NEEDS_CSUM): the super-segment's TCP checksum is composed from
+    the segments' own by one's-complement arithmetic on header fields, so that it is right only if
+    all of them were, and the kernel verifies the payload itself. The IPv4 header checksum is
+    adjusted for the changed length (RFC 1624), not computed anew, for the same reason.
+    """
+
+    PLAIN = bytes(VNET_HEADER.size)
+    SHORTEST = 200              # bytes of a segment that is worth merging
+
+    def __init__(self, fd, name):
+        super().__init__(fd, name)
+        self.scratch = bytearray(VNET_HEADER.size)
+        try:
+            fcntl.ioctl(fd, TUNSETVNETHDRSZ, INT.pack(VNET_HEADER.size))
+            fcntl.ioctl(fd, TUNSETOFFLOAD, 0)   # what comes out is whole: checksums, no giants
+        except OSError as error:
+            raise Failure(error.errno, 'offload of %s: %s' % (printable(name), why(error)))
+
+    def recv(self, fd):
+        burst = self.burst = self.burst or Burst(SMALL_BUFFER)
+        starts, ends, view = burst.starts, burst.ends, burst.view
+        del starts[:], ends[:]
+        scratch, gap = self.scratch, self.gap
+        start, last = gap, len(view) - SLOT
+        try:
+            for _ in range(BURST):
+                if start > last:
+                    break
+                end = start - VNET_HEADER.size + os.readv(fd, (scratch, view[start:start + SLOT]))
+                if ETHERNET_HEADER <= end - start < SLOT:
+                    starts.append(start)
+                    ends.append(end)
+                    start = end + gap
+                else:
+                    self.drops += 1
+            if len(view) == SMALL_BUFFER:
+                self.burst = Burst(LARGE_BUFFER[0])
+        except OSError as error:
+            if error.errno != errno.EAGAIN:
+                self.lost(self.READING, error)
+        return burst
+
+    def send(self, burst):
+        view, starts, ends = burst.view, burst.starts, burst.ends
+        first, count = 0, len(starts)
+        while first < count:
+            last, pieces = first + 1, None
+            if last < count and ends[first] - starts[first] >= self.SHORTEST:
+                last, pieces = self.merge(burst, first)
+            try:
+                os.writev(self.fd, pieces or (self.PLAIN, view[starts[first]:ends[first]]))
+            except OSError as error:
+                self.lost(self.WRITING, error, last - first)
+            first = last
+
+    def merge(self, burst, first):
+        """Find the segments that follow frame first; (index after the last, pieces to write).
+
+        The pieces are None when there is nothing to merge.
+        """
+        buf, starts, ends = burst.buf, burst.starts, burst.ends
+        start = starts[first]
+        layout = MERGEABLE.get(bytes(buf[start + 12:start + 15]))
+        if layout is None or buf[start + layout.protocol] != TCP or (
+                layout.gso_type == GSO_TCPV4 and buf[start + 20:start + 22].strip(b'\x40\0')):
+            return first + 1, None                          # no TCP, or a fragment
+        tcp = start + layout.tcp
+        head = layout.tcp + (buf[tcp + 12] >> 4 << 2)       # bytes of all headers
+        size = ends[first] - start - head                   # bytes of payload
+        if size <= 0 or size & 1 or head < layout.tcp + 20 or buf[tcp + 13] != TCP_ACK:
+            return first + 1, None
+        if int.from_bytes(buf[start + layout.length:start + layout.length + 2], 'big') != (
+                ends[first] - start - layout.counted):
+            return first + 1, None                          # padded, or not what it says
+        sequence = int.from_bytes(buf[tcp + 4:tcp + 8], 'big')
+        alike = [(offset, buf[start + offset:start + end])
+                 for offset, end in layout.alike + ((layout.tcp + 18, head),)]
+        startswith, check = buf.startswith, layout.tcp + 16
+        sums = 65535 - (buf[tcp + 16] << 8 | buf[tcp + 17])     # of the checksums' complements
+        later = 0                                           # sum of the other sequence numbers
+        last, count, total, expected = first + 1, len(starts), size, sequence
+        room = MERGED_MAX - head
+        while last < count and total + size <= room:
+            place = starts[last]
+            length = ends[last] - place - head
+            expected = expected + size & 0xffffffff
+            if not 0 < length <= size or buf[place + layout.tcp + 4:place + layout.tcp + 8] != (
+                    expected.to_bytes(4, 'big')) or buf[place + layout.length:place + layout.length
+                                                        + 2] != (length + head - layout.counted
+                                                                 ).to_bytes(2, 'big'):
+                break
+            for offset, text in alike:
+                if not startswith(text, place + offset):
+                    break
+            else:
+                sums += 65535 - (buf[place + check] << 8 | buf[place + check + 1])
+                later += expected
+                total += length
+                last += 1
+                if length < size:
+                    break
+                continue
+            break
+        if last == first + 1:
+            return last, None
+        # ~checksum of a segment = addresses + protocol + TCP length + header + payload (mod 65535).
+        # Of the super-segment: the sum of all, less what is counted more than once.
+        fields = (buf[start + layout.addresses:start + layout.tcp + 4] + buf[tcp + 8:tcp + 16]
+                  + buf[tcp + 18:start + head])
+        common = int.from_bytes(fields, 'big') % 65535 + TCP
+        more = last - first - 1
+        sums -= more * (common + head - layout.tcp) + later
+        buf[tcp + 16:tcp + 18] = (-sums % 65535).to_bytes(2, 'big')
+        layout.set_length(buf, start, head + total - layout.counted)
+        view = burst.view
+        header = VNET_HEADER.pack(0, layout.gso_type, head, size, 0, 0)
+        return last, [header, view[start:ends[first]]] + [
+            view[starts[index] + head:ends[index]] for index in range(first + 1, last)]
+
+
+class Layout:
+    """Where the fields of a TCP segment in an Ethernet frame are, offsets in bytes from its start.
+
+    length, counted     the IP length field, and the bytes before what it counts
+    alike               ranges that are the same in all segments of a flow that can be merged
+    """
+
+    def __init__(self, protocol, length, counted, addresses, tcp, alike, gso_type):
+        self.protocol, self.length, self.counted = protocol, length, counted
+        self.addresses, self.tcp, self.gso_type = addresses, tcp, gso_type
+        # all but length, identification and checksums: ports; then acknowledgement to window
+        self.alike = alike + ((addresses, tcp + 4), (tcp + 8, tcp + 16))
+
+    def set_length(self, buf, start, value):
+        """Set the IP length, and adjust the checksum of an IPv4 header (RFC 1624, equation 3)."""
+        place = start + self.length
+        old = buf[place] << 8 | buf[place + 1]
+        buf[place:place + 2] = value.to_bytes(2, 'big')
+        if self.gso_type == GSO_TCPV4:
+            place = start + IPV4_CHECKSUM
+            check = 65535 - (buf[place] << 8 | buf[place + 1]) - old + value
+            buf[place:place + 2] = (-check % 65535).to_bytes(2, 'big')
+
+
+# By EtherType and the first byte of the IP header: IPv4 without options, IPv6 without class
+MERGEABLE = {
+    b'\x08\x00\x45': Layout(23, 16, 14, 26, 34, ((0, 16), (20, 24)), GSO_TCPV4),
+    b'\x86\xdd\x60': Layout(20, 18, 54, 22, 54, ((0, 18), (20, 22)), GSO_TCPV6),
+}
+
+
 class HostTap(Tap):
     """tap://NAME: a TAP interface of the daemon's own network namespace."""
 
@@ -989,11 +1161,7 @@ def interface_name(text):
 
 
 class Null(Plug):
-    """null://: nothing comes, and what is sent vanishes; an address means nothing."""
-
-    @staticmethod
-    def normal_address(address, options):
-        return ''
+    """null://: nothing comes, and what is sent vanishes; the address means nothing."""
 
     def __init__(self, vnl):
         pass
@@ -1117,6 +1285,7 @@ class IPv4:
     TTL, MULTICAST_TTL = socket.IP_TTL, socket.IP_MULTICAST_TTL
     MULTICAST_IF, MULTICAST_ALL = socket.IP_MULTICAST_IF, IP_MULTICAST_ALL
     MULTICAST_LOOP, JOIN = socket.IP_MULTICAST_LOOP, socket.IP_ADD_MEMBERSHIP
+    MTU, HEADERS = IP_MTU, 20 + 8           # bytes of the IP and UDP headers
 
     @staticmethod
     def membership(group, index):
@@ -1141,6 +1310,7 @@ class IPv6:
     TTL, MULTICAST_TTL = socket.IPV6_UNICAST_HOPS, socket.IPV6_MULTICAST_HOPS
     MULTICAST_IF, MULTICAST_ALL = socket.IPV6_MULTICAST_IF, IPV6_MULTICAST_ALL
     MULTICAST_LOOP, JOIN = socket.IPV6_MULTICAST_LOOP, socket.IPV6_JOIN_GROUP
+    MTU, HEADERS = IPV6_MTU, 40 + 8
 
     @staticmethod
     def membership(group, index):
@@ -1208,6 +1378,23 @@ def open_udp(family, address, port, index, receive_buffer, reuse=False):
         sock.close()
         raise
     return sock
+
+
+def path_mtu(address, index=0):
+    """Bytes that one UDP datagram carries to a socket address without being fragmented.
+
+    index is the interface for a multicast group, 0 for where the routing says.
+    """
+    family = ip_family(address[0])
+    try:
+        with socket.socket(family.FAMILY, SOCK_DGRAM) as probe:
+            if index:
+                probe.setsockopt(family.LEVEL, family.MULTICAST_IF, family.outgoing(index))
+            probe.connect(address)
+            whole = probe.getsockopt(family.LEVEL, family.MTU)
+    except OSError:
+        whole = MTU
+    return min(whole - family.HEADERS, MTU_MAX + VXLAN_HEADER.size + ETHERNET_HEADER)
 
 
 def set_buffer(sock, forced, polite, size):
@@ -1278,6 +1465,7 @@ class Overlay(Plug):
         family, index = ip_family(group), interface_index(options.get('if'))
         self.header = VXLAN_HEADER.pack(VXLAN_FLAGS, int(options['vni']) << 8)
         self.everyone = family.socket_address(group, int(options['port']), index)
+        self.index = index                  # of the interface, 0 for the routing's choice
         self.sender = None                  # the UdpPort that sends
         self.ports = {}                     # descriptor -> UdpPort
         try:
@@ -1289,6 +1477,7 @@ class Overlay(Plug):
                 sentence += ' (no route to it: use if=, or "ip route add %s dev IFACE")' % group
             raise Failure(error.errno, sentence)
         self.macs = MacTable(float(options['expiretime']))
+        self.learn_again = min(self.LEARN_AGAIN, self.macs.expire / 2)
         self.burst = None
         self.seen = self.seen_peer = None   # the SAME bytes and the peer of the last good frame
         self.seen_time = 0.0
@@ -1318,7 +1507,7 @@ class Overlay(Plug):
         starts, ends, startswith = burst.starts, burst.ends, burst.buf.startswith
         del starts[:], ends[:]
         now, shortest, longest = time.monotonic(), self.SHORTEST, self.LONGEST
-        if now - self.seen_time > self.LEARN_AGAIN:
+        if now - self.seen_time > self.learn_again:
             self.seen_peer, self.seen_time = None, now
         for start, end, size, peer in self.ports[fd].trains(burst.view, self):
             if self.is_echo(peer, now):
@@ -1384,6 +1573,9 @@ class Overlay(Plug):
 
     def hung_up(self, fd):
         self.ports[fd].sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)      # reading clears it
+
+    def mtu(self):
+        return path_mtu(self.everyone, self.index) - self.headroom - ETHERNET_HEADER
 
 
 class Vxvde(Overlay):
@@ -1540,6 +1732,9 @@ class Udp(Plug):
     def hung_up(self, fd):
         self.port.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)           # reading clears it
 
+    def mtu(self):
+        return path_mtu(self.peer) - ETHERNET_HEADER
+
 
 def split_host(text):
     """('host', 'port') of host:port, [IPv6]:port or :port. Raises ValueError."""
@@ -1611,7 +1806,7 @@ class MacVtap(Tap):
 class LocalSocket(Packets):
     """A connected UNIX socket that keeps packets whole."""
 
-    WAIT = 5                    # milliseconds that a full receiver is waited for, once a burst
+    WAIT = 0.005                # seconds that a full receiver is waited for, a burst
 
     def __init__(self, sock):
         self.sock, self.put = sock, sock.send
@@ -1624,26 +1819,29 @@ class LocalSocket(Packets):
 
         The receiver reads while we wait; frames come from the TAP's own queue meanwhile.
         """
-        put, view, waited = self.put, burst.view, self.stalled
+        put, view, until = self.put, burst.view, None
         for start, end in zip(burst.starts, burst.ends):
-            try:
+            while True:
                 try:
                     put(view[start:end])
-                except BlockingIOError:
-                    if waited:
-                        raise
-                    waited = not self.wait()
-                    put(view[start:end])
-                self.stalled = False
-            except OSError as error:
-                self.lost(self.WRITING, error)
-        self.stalled = waited
+                    self.stalled = False
+                except BlockingIOError as error:
+                    now = time.monotonic()
+                    until = until or now + (0.0 if self.stalled else self.WAIT)
+                    if now < until:
+                        self.wait(until - now)
+                        continue
+                    self.stalled = True
+                    self.lost(self.WRITING, error)
+                except OSError as error:
+                    self.lost(self.WRITING, error)
+                break
 
-    def wait(self):
-        """Wait until the socket takes a frame; False when it did not in time."""
+    def wait(self, seconds):
+        """Wait until the socket takes a frame, so long at most."""
         poller = select.poll()
         poller.register(self.fd, select.POLLOUT)
-        return bool(poller.poll(self.WAIT))
+        poller.poll(seconds * 1000)
 
     def close(self):
         self.sock.close()
@@ -1659,11 +1857,16 @@ class SeqPacket(LocalSocket):
 
     def __init__(self, vnl):
         try:
-            sock = socket.socket(fileno=os.dup(int(vnl.address)))
+            fd, sock = int(vnl.address), None
+            if stat.S_ISSOCK(os.fstat(fd).st_mode):     # socket() takes our word for the rest
+                sock = socket.socket(AF_UNIX, SOCK_SEQPACKET, 0, os.dup(fd))
         except OSError as error:
             raise Failure(error.errno, 'descriptor %s: %s' % (vnl.address, why(error)))
-        if sock.family != AF_UNIX or sock.type & 0xf != SOCK_SEQPACKET:
-            sock.close()
+        if not sock or [AF_UNIX, SOCK_SEQPACKET] != [
+                sock.getsockopt(socket.SOL_SOCKET, each)
+                for each in (socket.SO_DOMAIN, socket.SO_TYPE)]:
+            if sock:
+                sock.close()
             raise Failure(errno.EBADF, 'descriptor %s: no SOCK_SEQPACKET socket' % vnl.address)
         super().__init__(sock)
 
@@ -1718,7 +1921,7 @@ class Vde(PathPlug, LocalSocket):
                'mode': mode_option}
     DEFAULTS = {'mode': '700'}
     IDENTITY = ('port', 'portgroup')
-    ANSWER_TIME = 3.0           # seconds that a switch has to answer
+    ANSWER_TIME = 3             # seconds that a switch has to answer
 
     @staticmethod
     def bare_option(text):
@@ -1731,18 +1934,26 @@ class Vde(PathPlug, LocalSocket):
     def __init__(self, vnl, who):
         data = socket.socket(AF_UNIX, SOCK_DGRAM)
         self.control = socket.socket(AF_UNIX, SOCK_STREAM)
-        self.control.settimeout(self.ANSWER_TIME)
+        # These bound connect() as well; settimeout() would make a full backlog fail at once.
+        for option in socket.SO_SNDTIMEO, socket.SO_RCVTIMEO:
+            self.control.setsockopt(socket.SOL_SOCKET, option, TIMEVAL.pack(self.ANSWER_TIME, 0))
         name = None
         doing = 'switch ' + (printable(vnl.address) or '(default)')
         try:
             directory = self.connect_control(vnl.address, vnl.options.get('portgroup'))
             doing = 'switch ' + printable(directory)
             name = self.bind_data(data, directory, vnl.options)
-            data.connect(self.introduce(name, vnl.options.get('port'), who, doing))
+            answer = self.introduce(name, vnl.options.get('port'), who, doing)
+            # A switch names a socket beside its own; a false one could name any of this host.
+            place = os.path.realpath(os.path.dirname(os.fsdecode(answer)))
+            if place != os.path.realpath(directory):
+                raise Failure(errno.EPROTO, '%s: it names a socket elsewhere: %s' % (
+                    doing, printable(os.fsdecode(answer))))
+            data.connect(answer)
         except OSError as error:
             self.control.close()
             data.close()
-            if isinstance(error, socket.timeout):
+            if isinstance(error, BlockingIOError):
                 raise self.no_answer(doing, vnl.options.get('port'))
             raise Failure(error.errno or errno.EIO, '%s: %s' % (doing, why(error)))
         except Failure:
@@ -1924,11 +2135,11 @@ class Ptp(PathPlug, LocalSocket):
         Ptp.packets = True
         return sock
 
-    def wait(self):
-        if not self.name:
-            return super().wait()
-        time.sleep(self.NAP)                # poll() does not know whom we send to
-        return True
+    def wait(self, seconds):
+        if self.name:
+            time.sleep(self.NAP)            # poll() does not know whom we send to
+        else:
+            super().wait(seconds)
 
     def empty_packet(self):
         if not self.name:
@@ -2111,7 +2322,7 @@ class Node(PathPlug, Plug):
         self.listener = socket.socket(AF_UNIX, SOCK_STREAM)
         try:
             bind_with_mode(self.listener, path + '/ctl', self.mode, self.group)
-            self.listener.listen(15)
+            self.listener.listen(socket.SOMAXCONN)
             self.listener.setblocking(False)
         except OSError:
             self.close()
@@ -2323,10 +2534,10 @@ class Switch(Node):
         lots = {}                           # target -> (starts, ends); None is everyone else
         last = target = None
         for start, end in zip(burst.starts, burst.ends):
-            head = buf[start:start + 16]
             if end - start < ETHERNET_HEADER:
                 self.drops += 1
                 continue
+            head = buf[start:start + 16]
             if head != last:
                 last, target = head, self.target(source, head, now)
             lot = lots.get(target)
@@ -2443,6 +2654,9 @@ class Vlan(Plug):
         buf, starts, ends = burst.buf, [], []
         first, last = VLANS
         for start, end in zip(burst.starts, burst.ends):
+            if end - start < ETHERNET_HEADER:
+                self.drops += 1
+                continue
             tagged = buf.startswith(self.tag, start + 12) and end - start >= SHORTEST_TAGGED
             control = buf[start + 14] << 8 | buf[start + 15] if tagged else 0
             vlan = control & 0xfff
@@ -2468,6 +2682,9 @@ class Vlan(Plug):
 
     def hung_up(self, fd):
         self.inner.hung_up(fd)
+
+    def mtu(self):
+        return self.inner.mtu() - TAG_SIZE
 
 
 def spread(burst, gap):
@@ -2815,7 +3032,10 @@ def relay(tap, plug):
 # even fstat() of a foreign descriptor can wait forever).
 
 def receive_request(conn, deadline):
-    """Read a request: (VNL as str, descriptor). Raises Failure."""
+    """Read a request: (VNL as str, descriptor, keys as a dict of str).
+
+    The descriptor is None for the greeting of a client that asks what we can. Raises Failure.
+    """
     data, found = b'', []
     try:
         while b'\0' not in data:
@@ -2834,9 +3054,11 @@ def receive_request(conn, deadline):
             if not chunk:
                 raise Failure(errno.EPIPE, 'the client hung up before its request was complete')
             data += chunk
-        if not found:
+        text, *pairs = os.fsdecode(data).split('\0')
+        keys = dict(pair.partition('=')[::2] for pair in pairs[:-1])
+        if not found and 'hello' not in keys:
             raise Failure(errno.EBADF, 'no descriptor came with the request')
-        return os.fsdecode(data.partition(b'\0')[0]), found.pop()
+        return text, found.pop() if found else None, keys
     except socket.timeout:
         raise Failure(errno.ETIMEDOUT, 'no complete request within %g s' % HAND_OVER_TIME)
     except OSError as error:
@@ -2846,8 +3068,10 @@ def receive_request(conn, deadline):
             os.close(fd)
 
 
-def check_tap(fd):
+def check_tap(fd, offload):
     """The name (str) of the TAP that a descriptor is. Raises Failure for whatever else it is.
+
+    offload says whether the client asked for an offload header; the TAP must have one then.
 
     TUNGETIFF reports IFF_NOFILTER in the bit of IFF_NO_PI, so a filter that accepts everything is
     attached for the moment of looking.
@@ -2868,8 +3092,10 @@ def check_tap(fd):
         raise Failure(errno.EBADF, 'the descriptor is no attached TAP: ' + why(error))
     if not flags & IFF_NO_PI:
         raise bad('the TAP has a packet-info header')
-    if flags & (IFF_MULTI_QUEUE | IFF_DETACH_QUEUE | IFF_VNET_HDR):
-        raise bad('the TAP has more than one queue, a detached queue or an offload header')
+    if flags & (IFF_MULTI_QUEUE | IFF_DETACH_QUEUE):
+        raise bad('the TAP has more than one queue, or a detached queue')
+    if bool(flags & IFF_VNET_HDR) != offload:
+        raise bad('the TAP has an offload header, or lacks it, against the request')
     return os.fsdecode(name.rstrip(b'\0'))
 
 
@@ -2884,11 +3110,18 @@ def choose_network(text, rules):
     return vnl
 
 
-def reply(conn, number):
-    """Answer a request with an errno, 0 for success; False when nobody hears it."""
+ABILITIES = {'version': VERSION, 'offload': 1, 'mtu': 1}       # what a greeting is answered with
+
+
+def reply(conn, number, **keys):
+    """Answer a request with an errno, 0 for success; False when nobody hears it.
+
+    keys are for clients that sent some themselves.
+    """
     try:
         conn.settimeout(0)
-        conn.send(b'%d\0' % number, MSG_NOSIGNAL)
+        answer = [str(number)] + ['%s=%s' % pair for pair in keys.items()]
+        conn.send(''.join(text + '\0' for text in answer).encode(), MSG_NOSIGNAL)
         return True
     except OSError:
         return False
@@ -2908,9 +3141,14 @@ def session(conn, link, rules):
         who = 'pid %d uid %d gid %d' % UCRED.unpack(
             conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
         fd = None
-        text, fd = receive_request(conn, time.monotonic() + HAND_OVER_TIME)
+        text, fd, keys = receive_request(conn, time.monotonic() + HAND_OVER_TIME)
+        if fd is None:
+            reply(conn, 0, **ABILITIES)
+            return
         asked = excerpt(text)
-        tap = Tap(fd, check_tap(fd))
+        offload = keys.get('offload') == '1'
+        name = check_tap(fd, offload)
+        tap = OffloadTap(fd, name) if offload else Tap(fd, name)
         who = '%s, %s' % (printable(tap.name), who)
         vnl = choose_network(text, rules)
         plug = open_plug(vnl, 'vdelxcd ' + who)
@@ -2918,11 +3156,15 @@ def session(conn, link, rules):
         if fd is not None:
             os.close(fd)                # the client's next try may want the same name
         what = 'permission denied' if error.errno == errno.EACCES else 'failed'
-        log.line(LOG_NOTICE, 'open interface %s: %s (%s): %s' % (what, asked, who, error))
+        line = 'open interface %s: %s (%s): %s' % (what, asked, who, error)
+        if error.errno == errno.EPIPE:      # a client that found no TAP says nothing: no trouble
+            log.detail(line)
+        else:
+            log.line(LOG_NOTICE, line)
         reply(conn, error.errno)
         return
     name_process('vdelxcd:' + tap.name)
-    if reply(conn, 0):
+    if reply(conn, 0, **({'mtu': plug.mtu()} if 'mtu' in keys else {})):
         conn.close()
         link.send(b'+')
         link.close()
@@ -3302,11 +3544,13 @@ def detach():
 
 def open_standard_streams():
     """Take 0, 1 and 2 where they are closed; else what is opened next would pass for stderr."""
-    for fd in 0, 1, 2:
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)      # gets the lowest free number: fd
+    try:
+        fd = os.open(os.devnull, os.O_RDWR)
+        while fd <= 2:
+            fd = os.dup(fd)
+        os.close(fd)
+    except OSError:
+        pass                                # no /dev/null here: they stay as they are
 
 
 def leave_terminal():

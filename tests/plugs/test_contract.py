@@ -3,6 +3,7 @@
 A scheme takes part with one entry below: a function that opens two connected ends on a bench.
 """
 
+import itertools
 import os
 import socket
 import subprocess
@@ -17,6 +18,7 @@ LONGEST = 9234
 GAP = 12                                # what the hungriest network wants before each frame
 
 SCHEMES = {}
+HELLOS = itertools.count(10000)        # seeds of frames that are sent once
 
 
 def ends_of(name, lengths=LENGTHS):
@@ -145,15 +147,14 @@ def network(request, tmp_path_factory):
 
 @pytest.fixture
 def ends(network):
-    """Two connected ends that take frames and have just heard each other."""
+    """Two connected ends that take frames and have just heard each other; nothing is on its way."""
     a, b = network[0]
     for end in a, b:
         end.do('go_on')
-        end.take(0)
-    a.send([frame(60, source=1, seed=1)])
-    assert b.take(1) == [frame(60, source=1, seed=1)]
-    b.send([frame(60, source=2, seed=1)])
-    assert a.take(1) == [frame(60, source=2, seed=1)]
+    for source, sink, number in (a, b, 1), (b, a, 2):
+        hello = frame(60, number, seed=next(HELLOS))
+        source.send([hello])
+        wait_until(lambda: sink.take(1, 1)[-1:] == [hello], what='a frame comes last')
     return a, b
 
 
@@ -254,7 +255,7 @@ def test_send_never_waits_and_a_full_queue_costs_only_frames(ends):
 def test_a_hundred_frames_that_wait_come_complete_and_in_order(ends):
     a, b = ends
     b.do('hold')
-    frames = [frame(1000, 1, 2, seed) for seed in range(100)]
+    frames = [frame(300, 1, 2, seed) for seed in range(100)]
     a.send(frames[:50], frames[50:])
     assert received(b, 100) == frames
 
@@ -302,6 +303,23 @@ def test_a_refused_open_has_its_errno_and_leaves_no_descriptor(bench, vnl, numbe
         end.open(vnl)
     assert refused.value.errno == number
     assert words in str(refused.value)
+    assert end.do('descriptors') == before
+
+
+@pytest.mark.parametrize('kind', ['a pipe', 'a stream', 'UDP', 'nothing'])
+def test_a_descriptor_that_is_no_packet_socket_is_refused_and_not_kept(bench, kind):
+    unix = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    pipe = os.pipe()
+    with unix[0], unix[1], socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        number = {'a pipe': pipe[0], 'a stream': unix[0].fileno(), 'UDP': udp.fileno(),
+                  'nothing': 999}[kind]
+        end = bench.end(inherited=() if kind == 'nothing' else (number,))
+        before = end.do('descriptors')
+        with pytest.raises(Refused) as refused:
+            end.open('seqpacket://%d' % number)
+    for fd in pipe:
+        os.close(fd)
+    assert refused.value.errno == 9
     assert end.do('descriptors') == before
 
 

@@ -139,14 +139,18 @@ def test_a_mac_that_moves_is_followed_to_its_new_peer(bench):
         new.take(1)
 
 
-def test_a_source_that_is_a_multicast_address_is_not_learned(bench):
+def test_sources_that_are_multicast_addresses_take_no_place_in_the_mac_table(bench, vdelxcd):
     node = Node(bench.host)
     a = bench.open('vxvde://')
-    odd = EVERYONE + b'\x03\0\0\0\0\x05' + b'\x88\xb5' + bytes(46)
-    node.say(HEADER + odd)
-    assert a.take(1) == [odd]
-    a.send([b'\x03\0\0\0\0\x05' + odd[6:]])
-    assert node.hear()[0] == HEADER + b'\x03\0\0\0\0\x05' + odd[6:]
+    node.say(HEADER + frame(60, 2))
+    assert a.take(1) == [frame(60, 2)]
+    for first in range(0, vdelxcd.MACS_MAX, 512):
+        odd = [EVERYONE + b'\x03\0\0\0' + number.to_bytes(2, 'big') + b'\x88\xb5'
+               for number in range(first, first + 512)]
+        node.say(*[HEADER + each for each in odd])
+        assert a.take(512) == odd
+    a.send([frame(70, 1, 2)])
+    assert node.own.recv(9999) == HEADER + frame(70, 1, 2)
 
 
 def test_ten_thousand_macs_are_bounded_and_the_latest_are_kept(bench, vdelxcd):

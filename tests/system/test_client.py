@@ -334,7 +334,7 @@ def test_the_answer_of_a_daemon_that_did_not_read_is_heard(vdelxcc):
         theirs.close()
         with ours, open(os.devnull) as null:
             with pytest.raises(vdelxcc.Failure) as raised:
-                vdelxcc.hand_over(ours, null.fileno(), 'null://', 5)
+                vdelxcc.hand_over(ours, null.fileno(), 'null://', {}, 5)
         assert str(raised.value).startswith('vdelxcd: ' + os.strerror(number))
 
 

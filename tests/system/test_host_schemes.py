@@ -90,7 +90,7 @@ def test_seqpacket_is_a_socket_that_the_daemon_inherited(host, new_container, cl
         '-c', INHERIT, directory / 'peer')))
     peer = closing(listener.accept()[0])
     for vnl, number, words in [
-            ('seqpacket://8', 88, 'descriptor 8: '),                # /dev/null
+            ('seqpacket://8', 9, 'no SOCK_SEQPACKET socket'),       # /dev/null
             ('seqpacket://7', 9, 'no SOCK_SEQPACKET socket'),       # a stream
             ('seqpacket://77', 9, 'descriptor 77: Bad file descriptor'),
             ('seqpacket://0', 22, '0 is not within 3 to'),

@@ -65,7 +65,7 @@ def test_frames_reach_the_kernel_and_come_back_as_they_are(kernel, closing):
         near.send(frame(length, source=1, seed=length))
         expect(end, frame(length, source=1, seed=length))
         end.send(frame(length, source=2, target=1, seed=length))
-        expect(near, frame(length, source=2, target=1, seed=length))
+        expect(near, frame(length, source=2, target=1, seed=length))    # and no echo before
     near.send(frame(100, source=1, target=2, tags=tagged))
     expect(end, frame(100, source=1, target=2, tags=tagged))
 

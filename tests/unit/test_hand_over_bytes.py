@@ -50,7 +50,7 @@ def answer(vdelxcc, ends, some_file, data, timeout=5.0):
     daemon.sendall(data)
     daemon.shutdown(socket.SHUT_WR)
     try:
-        vdelxcc.hand_over(client, some_file, 'vxvde://', timeout)
+        vdelxcc.hand_over(client, some_file, 'vxvde://', {}, timeout)
     except vdelxcc.Failure as failure:
         return str(failure)
 
@@ -61,7 +61,7 @@ def answer(vdelxcc, ends, some_file, data, timeout=5.0):
 def test_a_request_is_vnl_and_nul_and_one_descriptor_in_one_message(vdelxcc, ends, some_file, vnl):
     client, daemon = ends
     daemon.sendall(b'0\0')
-    vdelxcc.hand_over(client, some_file, vnl, 5.0)
+    vdelxcc.hand_over(client, some_file, vnl, {}, 5.0)
     data, ancillary, flags, _ = daemon.recvmsg(5000, socket.CMSG_SPACE(16))
     assert data == os.fsencode(vnl) + b'\0'
     assert not flags & socket.MSG_CTRUNC
@@ -112,7 +112,7 @@ def test_an_answer_may_come_in_pieces(vdelxcc, ends, some_file):
     thread = threading.Thread(target=answer_slowly)
     thread.start()
     with pytest.raises(vdelxcc.Failure) as caught:
-        vdelxcc.hand_over(client, some_file, 'vxvde://', 5.0)
+        vdelxcc.hand_over(client, some_file, 'vxvde://', {}, 5.0)
     thread.join()
     assert 'Permission denied' in str(caught.value)
 
@@ -124,7 +124,7 @@ def test_silence_is_a_failure_after_the_time_limit(vdelxcc, some_file, tmp_path)
         listener.listen(5)
         begin = time.monotonic()
         with vdelxcc.connect(path, 0.3) as daemon, pytest.raises(vdelxcc.Failure) as caught:
-            vdelxcc.hand_over(daemon, some_file, 'vxvde://', 0.3)
+            vdelxcc.hand_over(daemon, some_file, 'vxvde://', {}, 0.3)
     assert str(caught.value) == 'vdelxcd: Connection timed out: no answer within 0.3 s'
     assert 0.3 <= time.monotonic() - begin < 5
 
@@ -223,7 +223,7 @@ def test_what_cannot_be_an_interface_is_refused_before_anything_is_opened(vdelxc
 def receive(vdelxcd, conn, seconds=5.0):
     """Read a request in the daemon's way; (text, descriptor) or the errno of the Failure."""
     try:
-        return vdelxcd.receive_request(conn, time.monotonic() + seconds)
+        return vdelxcd.receive_request(conn, time.monotonic() + seconds)[:2]
     except vdelxcd.Failure as failure:
         return failure.errno
 
@@ -294,11 +294,13 @@ def test_an_answer_that_nobody_hears_is_told_to_the_caller(vdelxcd, ends):
 
 
 def test_the_client_and_the_daemon_understand_each_other(vdelxcc, vdelxcd, ends, some_file):
-    vdelxcd.reply(ends[1], 0)
-    vdelxcc.hand_over(ends[0], some_file, 'vxvde://239.1.1.1', 5.0)
-    ends[1].settimeout(None)
-    text, fd = receive(vdelxcd, ends[1])
-    assert text == 'vxvde://239.1.1.1'
+    vdelxcd.reply(ends[1], 0, mtu=1450)
+    ends[1].shutdown(socket.SHUT_WR)
+    keys = {'mtu': 'auto', 'offload': '1'}
+    answer = vdelxcc.hand_over(ends[0], some_file, 'vxvde://239.1.1.1', keys, 5.0)
+    assert answer == {'mtu': '1450'}
+    text, fd, found = vdelxcd.receive_request(ends[1], time.monotonic() + 5)
+    assert (text, found) == ('vxvde://239.1.1.1', keys)
     os.close(fd)
 
 
@@ -307,7 +309,7 @@ def test_what_is_no_tap_is_refused(vdelxcd, path):
     fd = os.open(path, os.O_RDONLY)
     try:
         with pytest.raises(vdelxcd.Failure) as caught:
-            vdelxcd.check_tap(fd)
+            vdelxcd.check_tap(fd, False)
         assert caught.value.errno == errno.EBADF
     finally:
         os.close(fd)

@@ -70,7 +70,7 @@ def refusal(vdelxcd, parse, text):
     ('vxvde://239.1.2.3', 'vxvde', '239.1.2.3'),
     ('tap://tap0', 'tap', 'tap0'),
     ('null://', 'null', ''),
-    ('null://anything', 'null', ''),
+    ('null://anything', 'null', 'anything'),
     ('strange-1_x://a/b', 'strange-1_x', 'a/b'),
     ('cmd://ssh host vde_plug', 'cmd', 'ssh host vde_plug'),
 ])
