@@ -220,7 +220,7 @@ class Log:
 
     def __init__(self):
         self.verbose = False
-        self.write = lambda line: os.write(2, line)         # sends bytes to stderr
+        self.write = lambda line: os.write(2, line)     # bytes, to stderr
         self.close_stderr = lambda: None
         self.syslog = None          # the socket to LOG_SOCKET
 
@@ -813,6 +813,7 @@ class Plug:
     hung_up(fd)     a descriptor reports an error or a hang-up, and recv() found nothing
     headroom        bytes that send() wants free before each frame
     gap             bytes that recv() of a TAP leaves free before each frame; the relay sets it
+    turns           frames or datagrams that recv() reads at most; the relay sets it
     mtu()           the largest MTU of the interface that the network carries in one piece
 
     recv() and send() raise Ended or PlugGone. What the VNL of a scheme may say, on the class:
@@ -843,6 +844,7 @@ class Plug:
     gap = 0
     drops = 0
     changed = False
+    turns = BURST
 
     @staticmethod
     def bare_option(text):
@@ -919,7 +921,7 @@ class Packets(Plug):
         gap = self.gap
         start, last = gap, len(view) - SLOT
         try:
-            for _ in range(BURST):
+            for _ in range(self.turns):
                 if start > last:
                     break
                 end = start + os.readv(fd, (view[start:start + SLOT],))
@@ -931,7 +933,7 @@ class Packets(Plug):
                     self.drops += 1
                 else:
                     self.empty_packet()
-            if len(view) == SMALL_BUFFER:
+            if start > last and len(view) == SMALL_BUFFER:
                 self.burst = Burst(LARGE_BUFFER[0])
         except OSError as error:
             if error.errno != errno.EAGAIN:
@@ -1006,7 +1008,7 @@ class OffloadTap(Tap):
         scratch, gap = self.scratch, self.gap
         start, last = gap, len(view) - SLOT
         try:
-            for _ in range(BURST):
+            for _ in range(self.turns):
                 if start > last:
                     break
                 end = start - VNET_HEADER.size + os.readv(fd, (scratch, view[start:start + SLOT]))
@@ -1016,7 +1018,7 @@ class OffloadTap(Tap):
                     start = end + gap
                 else:
                     self.drops += 1
-            if len(view) == SMALL_BUFFER:
+            if start > last and len(view) == SMALL_BUFFER:
                 self.burst = Burst(LARGE_BUFFER[0])
         except OSError as error:
             if error.errno != errno.EAGAIN:
@@ -1252,7 +1254,7 @@ class UdpPort:
         recvmsg_into = self.sock.recvmsg_into
         room = len(view) - (SLOT + self.header if len(view) <= SMALL_BUFFER else 65535)
         start = 0
-        for _ in range(BURST):
+        for _ in range(plug.turns):
             if start > room:
                 return
             try:
@@ -3003,13 +3005,18 @@ def relay(tap, plug):
     plug.changed = True
     routes, watched = {}, {}
     with select.epoll() as poller:
+        poll = poller.poll
         while True:
             if plug.changed:
                 plug.changed = False
                 routes = {fd: (source, source.recv, sink.send)
                           for source, sink in ((tap, plug), (plug, tap)) for fd in source.fds()}
                 watched = watch(poller, watched, {**tap.fds(), **plug.fds()})
-            for fd, events in poller.poll():
+            # Who slept is woken by one frame, as a rule: it is taken alone and sent on before the
+            # next look (ping p50 is 10 % lower than with a second read that finds nothing).
+            ready = poll(0)
+            tap.turns = plug.turns = BURST if ready else 1
+            for fd, events in ready or poll():
                 if fd not in routes:
                     continue
                 source, recv, send = routes[fd]
@@ -3544,13 +3551,11 @@ def detach():
 
 def open_standard_streams():
     """Take 0, 1 and 2 where they are closed; else what is opened next would pass for stderr."""
-    try:
-        fd = os.open(os.devnull, os.O_RDWR)
-        while fd <= 2:
-            fd = os.dup(fd)
-        os.close(fd)
-    except OSError:
-        pass                                # no /dev/null here: they stay as they are
+    for fd in 0, 1, 2:
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)      # gets the lowest free number: fd
 
 
 def leave_terminal():
