@@ -175,6 +175,7 @@ BURSTS = [
 ]
 
 
+@pytest.mark.slow
 def test_bursts_pass_unchanged_and_in_order(ends):
     for lengths in BURSTS:
         for source, sink, names in (ends[0], ends[1], (1, 2)), (ends[1], ends[0], (2, 1)):
@@ -231,6 +232,7 @@ def test_a_descriptor_is_readable_while_frames_wait(ends):
     assert b.do('readable', seconds=0) == []
 
 
+@pytest.mark.slow
 def test_send_never_waits_and_a_full_queue_costs_only_frames(ends):
     a, b = ends
     b.do('hold')

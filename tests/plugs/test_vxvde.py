@@ -9,6 +9,8 @@ import pytest
 from conftest import Namespace, wait_until
 from ends import EVERYONE, Refused, bench, frame, new_bench                     # noqa: F401
 
+pytestmark = pytest.mark.slow
+
 PORT = 14789
 HEADER = bytes.fromhex('0800000000000100')          # the VNI is 1
 GROUPS = {4: '239.0.0.1', 6: 'ff05:56de::1'}
