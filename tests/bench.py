@@ -33,7 +33,8 @@ CASES = {
     'ping-p99': ('ping p99, one host', 'us', False, None, None),
     'vde-tcp': ('TCP through vde_switch, MTU 1500', 'Mbit/s', True, 1.0, 1.25),
 }
-OURS, THEIRS, THEIRS_4M = 'vdelxcd', 'vde_plug', 'vde_plug rcvbuf=4M'
+OURS, OFFLOAD = 'vdelxcd', 'vdelxcd --offload'
+THEIRS, THEIRS_4M = 'vde_plug', 'vde_plug rcvbuf=4M'
 
 
 class Failed(Exception):
@@ -53,10 +54,10 @@ class Scene:
         self.processes = []
         for host, container, address in ((hosts[0], self.a, '10.0.0.1'),
                                          (hosts[-1], self.b, '10.0.0.2')):
-            if contender == OURS:
+            if contender in (OURS, OFFLOAD):
                 place = tempfile.mkdtemp(dir=directory)
                 daemon = self.keep(Daemon(host, place))
-                container.client('-s', daemon.socket, vnl)
+                container.client('-s', daemon.socket, *contender.split()[1:] + [vnl])
                 self.processes += [pid for pid in daemon.pids() if pid != daemon.process.pid]
             else:
                 self.plug(host, container, vnl)
@@ -188,6 +189,8 @@ def scenes_for(cases, directory, closing):
     table = {}
     for case in cases:
         contenders = [OURS, THEIRS, THEIRS_4M]
+        if case.startswith('tcp'):
+            contenders.insert(1, OFFLOAD)
         if case.startswith('vde'):
             kind, vnl, hosts, mtu = 'vde', 'vde://%s/switch%%d' % directory, one, 1500
             contenders = [OURS, THEIRS]
@@ -251,7 +254,7 @@ def progress(text):
 
 def report(results):
     """Print the table and the bars."""
-    print('%-36s %-20s %10s %22s %8s' % ('case', 'contender', 'median', 'range', 'ratio'))
+    print('%-36s %-20s %10s %22s %10s' % ('case', 'contender', 'median', 'range', 'ratio to C'))
     for case, contenders in results.items():
         title, unit, more, must, aim = CASES[case]
         medians = {name: statistics.median(entry['values'])
@@ -262,10 +265,12 @@ def report(results):
                 print('%-36s %-20s all %d runs failed' % (title, name, entry['failed']))
                 continue
             ratio = ''
-            if name != OURS and OURS in medians:
-                ratio = '%.2f' % (medians[OURS] / medians[name])
+            if name in (OURS, OFFLOAD) and THEIRS in medians:
+                ratio = '%.2f' % (medians[name] / medians[THEIRS])
+                if THEIRS_4M in medians:
+                    ratio += ' %.2f' % (medians[name] / medians[THEIRS_4M])
             failed = ', %d failed' % entry['failed'] if entry['failed'] else ''
-            print('%-36s %-20s %10.0f %22s %8s  %s%s' % (
+            print('%-36s %-20s %10.0f %22s %10s  %s%s' % (
                 title, name, medians[name], '%.0f-%.0f %s' % (
                     min(entry['values']), max(entry['values']), unit), ratio,
                 '#' * int(20 * medians[name] / longest), failed))

@@ -105,7 +105,7 @@ def test_offload_and_plain_interfaces_are_on_one_network(pair, tmp_path):
 
 PROXY = """if True:
     import random, select, socket, sys
-    port, chance = int(sys.argv[1]), random.Random(11)
+    port, chance, count = int(sys.argv[1]), random.Random(11), 0
     inside = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     inside.bind(('127.0.0.1', port))
     inside.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
@@ -120,14 +120,19 @@ PROXY = """if True:
         except BlockingIOError:
             pass
         for data, peer in batch:
-            if len(data) > 500 and chance.random() < 0.01:
+            count += len(data) > 500
+            if len(data) > 500 and count % 101 == 0:
                 data = bytearray(data)
-                data[chance.randrange(60, len(data))] ^= 1 << chance.randrange(8)
+                data[chance.randrange(66, len(data))] ^= 1 << chance.randrange(8)
             inside.sendto(data, ('127.0.0.1', ways[peer[1]]))
 """
 
 
 def test_no_corrupted_byte_is_delivered_and_none_is_lost_for_good(host, pair, tmp_path):
+    """One bit of every 101st segment is wrong, so never two in what is merged.
+
+    A super-segment has one checksum, as every TCP segment has: two wrong bits can cancel out.
+    """
     daemon, a, b = pair
     script = tmp_path / 'proxy.py'
     script.write_text(PROXY)
@@ -139,7 +144,7 @@ def test_no_corrupted_byte_is_delivered_and_none_is_lost_for_good(host, pair, tm
     transfer(a, b, '10.0.0.2', 10 << 20, tmp_path)
     packets, size = (now - then for now, then in zip(received(b), before))
     assert size / packets > 1514 * 1.1      # something was merged
-    assert csum_errors(b) > 10              # and the kernel saw what was corrupt
+    assert csum_errors(b) > 30              # and the kernel saw what was corrupt
 
 
 class PlainDaemon:
