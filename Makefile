@@ -20,7 +20,7 @@ PYTEST = -m pytest -p no:cacheprovider --strict-markers -rs
 
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: help demo test test-tools test-pythons coverage install uninstall zipapp clean
+.PHONY: help demo test test-tools test-pythons coverage bench install uninstall zipapp clean
 
 help: ## print this list
 	@echo 'make TARGET, one of:'
@@ -58,6 +58,9 @@ test-pythons: ## the core of the tests under every interpreter from 3.6 up
 
 coverage: $(VENV)/made ## all tests, then which lines of the two scripts they ran
 	@PYTEST='$(PYTEST)' AS_ROOT='$(AS_ROOT)' sh tests/coverage.sh $(VENV) $(ARGS)
+
+bench: $(VENV)/made ## how fast, against vde_plug (needs root); ARGS: see tests/bench.py -h
+	@$(VENV)/bin/python tests/bench.py $(ARGS)
 
 $(VENV)/made: tests/requirements.txt
 	@PYTHON='$(PYTHON)' sh tests/venv.sh $(VENV)

@@ -916,25 +916,26 @@ class Packets(Plug):
 
     def recv(self, fd):
         burst = self.burst = self.burst or Burst(SMALL_BUFFER)
-        starts, ends, view = burst.starts, burst.ends, burst.view
+        starts, ends, view, readv = burst.starts, burst.ends, burst.view, os.readv
         del starts[:], ends[:]
-        gap = self.gap
-        start, last = gap, len(view) - SLOT
+        gap, slot, shortest = self.gap, SLOT, ETHERNET_HEADER
+        start, last = gap, len(view) - slot
         try:
             for _ in range(self.turns):
-                if start > last:
-                    break
-                end = start + os.readv(fd, (view[start:start + SLOT],))
-                if ETHERNET_HEADER <= end - start < SLOT:
+                length = readv(fd, (view[start:start + slot],))
+                if shortest <= length < slot:
                     starts.append(start)
-                    ends.append(end)
-                    start = end + gap
-                elif end > start:
+                    start += length
+                    ends.append(start)
+                    start += gap
+                    if start > last:
+                        if len(view) == SMALL_BUFFER:
+                            self.burst = Burst(LARGE_BUFFER[0])
+                        break
+                elif length:
                     self.drops += 1
                 else:
                     self.empty_packet()
-            if start > last and len(view) == SMALL_BUFFER:
-                self.burst = Burst(LARGE_BUFFER[0])
         except OSError as error:
             if error.errno != errno.EAGAIN:
                 self.lost(self.READING, error)
@@ -1511,21 +1512,27 @@ class Overlay(Plug):
         starts, ends, startswith = burst.starts, burst.ends, burst.buf.startswith
         del starts[:], ends[:]
         now, shortest, longest = time.monotonic(), self.SHORTEST, self.LONGEST
+        headroom = self.headroom
         if now - self.seen_time > self.learn_again:
             self.seen_peer, self.seen_time = None, now
         for start, end, size, peer in self.ports[fd].trains(burst.view, self):
             if self.is_echo(peer, now):
                 continue
-            same = peer == self.seen_peer
-            while start < end:
-                stop = min(start + size, end)
-                if not (same and shortest <= stop - start <= longest
-                        and startswith(self.seen, start)):
-                    same = self.look(burst.buf, start, stop, peer, now)
-                if same:
-                    starts.append(start + self.headroom)
+            if peer == self.seen_peer and shortest <= size <= longest:
+                # The usual train, whose datagrams begin alike: a quarter faster than one by one.
+                seen = self.seen
+                found = [at + headroom for at in range(start, end - shortest + 1, size)
+                         if startswith(seen, at)]
+                if len(found) * size >= end - start:
+                    starts += found
+                    ends += range(start + size, end, size)
+                    ends.append(end)
+                    continue
+            for at in range(start, end, size or 1):
+                stop = min(at + size, end)
+                if self.look(burst.buf, at, stop, peer, now):
+                    starts.append(at + headroom)
                     ends.append(stop)
-                start = stop
         if len(burst.buf) == SMALL_BUFFER and ends and ends[-1] + SLOT > SMALL_BUFFER:
             self.burst = Burst(LARGE_BUFFER[1])
             for port in self.ports.values():
@@ -1558,14 +1565,13 @@ class Overlay(Plug):
         first, count = 0, len(starts)
         while first < count:
             start = starts[first]
-            length, target = ends[first] - start, buf[start:start + 6]
-            last = first + 1
-            while (last < count and ends[last] - starts[last] == length
-                   and startswith(target, starts[last])):
-                last += 1
-            if (last < count and ends[last] - starts[last] < length
-                    and startswith(target, starts[last])):
-                last += 1
+            length, target, last = ends[first] - start, buf[start:start + 6], count
+            for index in range(first + 1, count):
+                start = starts[index]
+                if ends[index] - start != length or not startswith(target, start):
+                    last = index            # the first of another size may end the run
+                    last += ends[index] - start < length and startswith(target, start)
+                    break
             peer = None if target[0] & 1 else self.macs.find(int.from_bytes(target, 'big'), now)
             self.sender.send(burst, first, last, peer or self.everyone, self)
             first = last
