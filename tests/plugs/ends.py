@@ -46,9 +46,10 @@ class Refused(Exception):
 class End:
     """One plug in a process of its own; it takes frames at all times unless it is told to hold."""
 
-    def __init__(self, namespace, inherited=()):
-        self.process = namespace.popen(PYTHON, PLUG_END, DAEMON, stdin=subprocess.PIPE,
-                                       stdout=subprocess.PIPE, bufsize=0, pass_fds=inherited)
+    def __init__(self, namespace, inherited=(), before=()):
+        argv = list(before) + [PYTHON, PLUG_END, DAEMON]
+        self.process = namespace.popen(*argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                       bufsize=0, pass_fds=inherited)
         self.rest = b''
 
     def do(self, command, **values):
@@ -117,9 +118,9 @@ class Bench:
         self.hosts.append(Host(name))
         return self.hosts[-1]
 
-    def end(self, host=None, inherited=()):
+    def end(self, host=None, **more):
         """A process for a plug, here or on another host."""
-        self.ends.append(End(host or self.host, inherited))
+        self.ends.append(End(host or self.host, **more))
         return self.ends[-1]
 
     def open(self, vnl, **more):

@@ -43,6 +43,28 @@ def open_host_taps(bench):
     return ends
 
 
+# The device node goes into a /dev of the plug's own: the machine's stays as it is.
+WITH_NODE = """mount -t sysfs none /sys && mount -t tmpfs none /dev && mknod /dev/null c 1 3 &&
+    IFS=: read major minor < $(echo /sys/class/net/%s/tap*/dev) &&
+    mknod /dev/tap$(cat /sys/class/net/%s/ifindex) c $major $minor && exec "$@\""""
+
+
+@ends_of('macvtap')
+def open_macvtaps(bench):
+    bench.host.ip('link add e0 mtu 9300 type veth peer name e1 mtu 9300')
+    for name in 'e0', 'e1', 'm0', 'm1':
+        if name[0] == 'm':
+            done = bench.host.ip('link add link e%s name %s type macvtap mode passthru'
+                                 % (name[1], name), check=False)
+            if 'Unknown device type' in done.stderr:
+                pytest.skip('this kernel has no macvtap devices: it needs CONFIG_MACVTAP')
+            assert done.returncode == 0, done.stderr
+        bench.set('ipv6/conf/%s/disable_ipv6' % name, 1)
+        bench.host.ip('link set %s allmulticast on up' % name)
+    return tuple(bench.open('macvtap://' + name, before=(
+        'unshare', '-m', 'sh', '-c', WITH_NODE % (name, name), '-')) for name in ('m0', 'm1'))
+
+
 @ends_of('vxvde')
 def open_vxvde(bench):
     return bench.open('vxvde://'), bench.open('vxvde://')
@@ -129,6 +151,10 @@ def open_vlan(bench):
 @ends_of('vlan, tagged on the network', lengths=(60, 1514, 9018, 9230))
 def open_tagged(bench):
     return bench.open('vlan://5{vxvde://}'), bench.open('vlan://5{vxvde://}')
+
+
+def test_every_scheme_takes_part(vdelxcd):
+    assert set(vdelxcd.PLUGS) - {name.split()[0].strip(',') for name in SCHEMES} == {'null'}
 
 
 # ---- the suite ----------------------------------------------------------------------------------
