@@ -405,19 +405,21 @@ def run(options):
     timeout, mtu = options['timeout'], options.get('mtu')
     daemon = connect(options.get('socket', SOCKET_NAME), timeout)
     flags, keys = IFF_TAP | IFF_NO_PI, {}
-    if 'offload' in options:
-        if 'offload' in abilities(daemon, timeout):
-            flags, keys['offload'] = flags | IFF_VNET_HDR, '1'
-        else:
-            detail('this daemon has no offload; going on without')
+    if 'offload' in options or mtu == 'auto' or (mtu and 'verbose' in options):
+        known = abilities(daemon, timeout)
         daemon.close()
         daemon = connect(options.get('socket', SOCKET_NAME), timeout)
-    if mtu == 'auto' or 'verbose' in options:
-        keys['mtu'] = 'auto'
+        if 'mtu' in known:
+            keys['mtu'] = 'auto'
+        if 'offload' in options and 'offload' in known:
+            flags, keys['offload'] = flags | IFF_VNET_HDR, '1'
+        elif 'offload' in options:
+            detail('this daemon has no offload; going on without')
     tap, name = make_tap(names, flags)
     if mtu and mtu != 'auto':
         set_mtu(name, int(mtu))
-    advice = hand_over(daemon, tap, options['vnl'], keys, timeout).get('mtu', '')
+    answer = hand_over(daemon, tap, options['vnl'], keys, timeout)
+    advice = answer.get('mtu', '') if 'mtu' in keys else ''
     if mtu == 'auto' and advice.isdigit():
         set_mtu(name, int(advice))
     elif mtu == 'auto':

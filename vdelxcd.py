@@ -905,10 +905,12 @@ class Packets(Plug):
     """A descriptor of which one read() or write() is one frame: a TAP, a local socket."""
 
     READING, WRITING = 'local socket', 'local socket'       # places in FATES
+    PREFIX = 0                  # bytes that come before each frame, and are of no interest
 
     def __init__(self, fd):
         self.fd = fd
         self.burst = None
+        self.prefix = (bytearray(self.PREFIX),) if self.PREFIX else ()
         os.set_blocking(fd, False)
 
     def fds(self):
@@ -919,10 +921,11 @@ class Packets(Plug):
         starts, ends, view, readv = burst.starts, burst.ends, burst.view, os.readv
         del starts[:], ends[:]
         gap, slot, shortest = self.gap, SLOT, ETHERNET_HEADER
+        prefix, skip = self.prefix, self.PREFIX
         start, last = gap, len(view) - slot
         try:
             for _ in range(self.turns):
-                length = readv(fd, (view[start:start + slot],))
+                length = readv(fd, prefix + (view[start:start + slot],)) - skip
                 if shortest <= length < slot:
                     starts.append(start)
                     start += length
@@ -988,45 +991,21 @@ class OffloadTap(Tap):
     the segments' own by one's-complement arithmetic on header fields, and the kernel verifies the
     payload itself: damage in one segment is found in the whole, as in one large segment (in which
     two errors can cancel out, as in every TCP segment). To verify each segment here would cost 3 us
-    a segment. The IPv4 header checksum is
-    adjusted for the changed length (RFC 1624), not computed anew, for the same reason.
+    a segment. The IPv4 header checksum is adjusted for the changed length (RFC 1624), not computed
+    anew, for the same reason.
     """
 
-    PLAIN = bytes(VNET_HEADER.size)
+    PREFIX = VNET_HEADER.size
+    PLAIN = bytes(PREFIX)
     SHORTEST = 200              # bytes of a segment that is worth merging
 
     def __init__(self, fd, name):
         super().__init__(fd, name)
-        self.scratch = bytearray(VNET_HEADER.size)
         try:
             fcntl.ioctl(fd, TUNSETVNETHDRSZ, INT.pack(VNET_HEADER.size))
             fcntl.ioctl(fd, TUNSETOFFLOAD, 0)   # what comes out is whole: checksums, no giants
         except OSError as error:
             raise Failure(error.errno, 'offload of %s: %s' % (printable(name), why(error)))
-
-    def recv(self, fd):
-        burst = self.burst = self.burst or Burst(SMALL_BUFFER)
-        starts, ends, view = burst.starts, burst.ends, burst.view
-        del starts[:], ends[:]
-        scratch, gap = self.scratch, self.gap
-        start, last = gap, len(view) - SLOT
-        try:
-            for _ in range(self.turns):
-                if start > last:
-                    break
-                end = start - VNET_HEADER.size + os.readv(fd, (scratch, view[start:start + SLOT]))
-                if ETHERNET_HEADER <= end - start < SLOT:
-                    starts.append(start)
-                    ends.append(end)
-                    start = end + gap
-                else:
-                    self.drops += 1
-            if start > last and len(view) == SMALL_BUFFER:
-                self.burst = Burst(LARGE_BUFFER[0])
-        except OSError as error:
-            if error.errno != errno.EAGAIN:
-                self.lost(self.READING, error)
-        return burst
 
     def send(self, burst):
         view, starts, ends = burst.view, burst.starts, burst.ends

@@ -184,7 +184,7 @@ def test_with_a_plain_daemon_the_client_goes_on_without(new_container, closing, 
     done = c.client('-v', '-s', path, '--offload', '--mtu', 'auto', 'vxvde://')
     assert done.stdout == 'vde0\n'
     assert 'no offload' in done.stderr and 'stays 1500' in done.stderr
-    assert daemon.requests == [b'\0hello=1\0', b'vxvde://\0mtu=auto\0']
+    assert daemon.requests == [b'\0hello=1\0', b'vxvde://\0']
     assert 'vde0' in c.interfaces()
 
 
@@ -192,7 +192,9 @@ def test_a_plain_request_has_no_keys_and_needs_one_connection(new_container, clo
     path = str(tmp_path / 'vdelxcs')
     daemon, c = closing(PlainDaemon(path)), new_container('c')
     assert c.client('-s', path, 'vxvde://').stderr == ''
-    assert daemon.requests == [b'vxvde://\0']
+    assert c.client('-v', '-s', path, 'vxvde://').stderr == ''
+    assert c.client('-s', path, '--mtu', '1400', 'vxvde://').stderr == ''
+    assert daemon.requests == 3 * [b'vxvde://\0']
 
 
 def mtu(container):
@@ -245,7 +247,7 @@ def test_mtu_is_set_before_the_network_is_open_and_a_wrong_one_leaves_nothing(pa
 def test_v_says_when_the_mtu_does_not_fit(host, new_host, new_container, new_daemon):
     host.wire(new_host())
     daemon, c = new_daemon(host), new_container('c')
-    done = c.client('-v', '-s', daemon.socket, 'vxvde://')
+    done = c.client('-v', '-s', daemon.socket, '--mtu', '1500', 'vxvde://')
     assert done.stdout == 'vde0\n' and '1500' in done.stderr and '1450' in done.stderr
     done = c.client('-v', '-s', daemon.socket, '--mtu', '1450', 'vxvde://')
     assert (done.stdout, done.stderr) == ('vde1\n', '')
