@@ -426,3 +426,11 @@ def test_an_alias_is_not_followed_for_a_request_or_another_rule(parse, judged, t
     assert (parse(str(alias)).scheme, parse(str(alias)).address) == ('vde', str(alias))
     assert judged('allow vxvde://\n', [str(alias)]) == []
     assert judged('allow %s\n' % alias, ['vxvde://', str(alias)]) == [str(alias)]
+
+
+def test_a_denial_covers_its_own_scheme_and_port_and_a_denied_prefix_the_switch(judged):
+    vnls = ['vde:///run/sw', '/run/../run/sw', 'vde:///run/sw[3]', 'vde:///run/sw[mode=777/port=3]']
+    assert judged('deny vde:///run/sw\npfxallow\n', vnls + ['hub:///run/sw']) == vnls[2:] + [
+        'hub:///run/sw']
+    assert judged('deny vde:///run/sw[3]\npfxallow\n', vnls) == vnls[:2]
+    assert judged('pfxdeny vde:///run/sw\npfxallow\n', vnls) == []
