@@ -2050,14 +2050,17 @@ class Ptp(PathPlug, LocalSocket):
 
     Who comes first binds PATH and sends to PATH+, who comes second the other way round, both with
     datagrams. Newer programs wait at PATH with a SOCK_SEQPACKET socket instead: we connect to it.
+    That nobody is there yet is no error. When the other goes (of datagrams we notice when one is
+    refused) we leave the names to the next one, and join when it is there.
     """
 
-    WRITING = 'datagram'        # nobody there is no error: the other may come later
+    WRITING = 'datagram'
     OPTIONS = {'group': group_number, 'mode': mode_option}
     DEFAULTS = {'mode': '700'}
     ANSWER_TIME = 2.0           # seconds for the byte that says that we are accepted
     NAP = 0.0003                # seconds until a full receiver is tried again
     packets = False             # the other end spoke packets before it went (see carry())
+    met = False                 # there was another end: we wait for the next, and do not come first
 
     @staticmethod
     def normal_address(address, options):
@@ -2077,7 +2080,7 @@ class Ptp(PathPlug, LocalSocket):
             raise Failure(error.errno or errno.ETIMEDOUT, '%s: %s' % (doing, why(error)))
         super().__init__(sock)
         if self.name:
-            self.put = lambda frame: sock.sendto(frame, self.peer)
+            self.put, self.heard = self.put_datagram, False
         else:
             self.WRITING = 'local socket'
 
@@ -2087,13 +2090,16 @@ class Ptp(PathPlug, LocalSocket):
         umask = os.umask(0o777 & ~int(options.get('mode', self.DEFAULTS['mode']), 8))
         try:
             for name, peer in names:
+                if self.met and remove_stale(peer, SOCK_DGRAM):
+                    continue
                 if remove_stale(name, SOCK_DGRAM):
                     sock.bind(name)
                     self.name, self.peer = name, peer
                     if 'group' in options:
                         os.chown(name, -1, int(options['group']))
                     return sock
-            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+            number = errno.ENOENT if self.met else errno.EADDRINUSE
+            raise OSError(number, os.strerror(number))
         except OSError as error:
             sock.close()
             if error.errno != errno.EPROTOTYPE:
@@ -2101,6 +2107,17 @@ class Ptp(PathPlug, LocalSocket):
             return None
         finally:
             os.umask(umask)
+
+    def put_datagram(self, frame):
+        """Send a frame to the other end's name. Raises OSError, or PlugGone once it was there."""
+        try:
+            self.sock.sendto(frame, self.peer)
+            self.heard = True
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            if not self.heard:
+                raise
+            Ptp.met = True
+            raise PlugGone(error.errno, 'the other end is gone')
 
     def connect_packets(self, path):
         """The other dialect: connect, and wait for one byte, 0 or an errno.

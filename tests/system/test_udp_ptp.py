@@ -2,6 +2,7 @@
 
 import os
 import select
+import signal
 import socket
 import stat
 import threading
@@ -145,9 +146,34 @@ def test_ptp_with_vde_plug_whoever_comes_first(host, new_container, new_daemon, 
     child.wait()
     wait_until(lambda: 'peer1' not in d.interfaces())
     port = closing(RawPort(c, 'vde0'))
-    port.send(*[frame(seed=seed) for seed in range(9)])         # into the void: no harm
+    port.send(*[frame(seed=seed) for seed in range(9)])         # into the void: it is noticed
+    wait_until(lambda: not carrier(c), timeout=1)
+    assert '10.1.0.1/24' in c.ip('addr show vde0').stdout
     peers.plug_in(d, 'ptp://' + path, '10.1.0.2/24', name='peer1')
+    wait_until(lambda: carrier(c), timeout=6)
     d.ping('10.1.0.1')
+    c.ping('10.1.0.2')
+
+
+def test_ptp_between_containers_the_other_end_comes_back(pair, tmp_path):
+    daemon, a, b = pair
+    path = str(tmp_path / 'link')
+    join(a, daemon, 'ptp://' + path, '10.0.0.1/24')
+    assert carrier(a), 'to come first is no loss'
+    for number in 0, signal.SIGKILL, 0:         # it leaves its name behind, or not
+        join(b, daemon, 'ptp://' + path, '10.0.0.2/24')
+        wait_until(lambda: carrier(a), timeout=6)
+        a.ping('10.0.0.2')
+        if number:
+            pids = [pid for pid in daemon.pids() if pid != daemon.process.pid]
+            os.kill(max(pids), number)
+        else:
+            b.ip('link del vde0')
+        wait_until(lambda: 'vde0' not in b.interfaces())
+        a.run('ping', '-c', '1', '-W', '1', '10.0.0.2', check=False)
+        wait_until(lambda: not carrier(a), timeout=2)
+    a.ip('link del vde0')
+    wait_until(lambda: len(daemon.pids()) == 1)
 
 
 def test_ptp_between_containers_and_names_left_behind(pair, tmp_path):
