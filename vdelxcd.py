@@ -365,9 +365,9 @@ def quote(text, separators):
 
 
 def split_rest(rest, style, nests):
-    """Split what follows scheme:// into (address, fields, nested text or None).
+    """Split what follows scheme:// into (address, fields, what follows a { or None).
 
-    rest is bytes; address is str; a field is a (name, value) of str, value None without '='.
+    rest is bytes; the others are str; a field is a (name, value), value None without '='.
     style says where options stand: '/' after a slash, '[' in brackets, '/[' either, '' nowhere.
     """
     pieces = [[bytearray()]]            # the address, then fields; each split at its first '='
@@ -393,13 +393,18 @@ def split_rest(rest, style, nests):
             pieces[-1][-1].extend(byte)
     if bracket:
         raise bad('[ without ]')
-    if nested is not None and b'}' in nested:       # the last one closes; it may be missing
-        nested, _, tail = nested.rpartition(b'}')
-        if tail.strip(b'}'):
-            raise bad('text after }')
     decoded = [[os.fsdecode(bytes(part)) for part in piece] for piece in pieces]
     fields = [(piece[0], piece[1] if len(piece) > 1 else None) for piece in decoded[1:]]
+    nested = None if nested is None else os.fsdecode(nested)
     return decoded[0][0], [field for field in fields if field != ('', None)], nested
+
+
+def inside_braces(text):
+    """What follows a {, up to the last }, which may be missing. Raises Failure for more."""
+    inside, brace, tail = text.rpartition('}')
+    if brace and tail:
+        raise bad('text after }')
+    return inside if brace else text
 
 
 def parse_vnl(text, schemes, depth=1):
@@ -419,19 +424,17 @@ def parse_vnl(text, schemes, depth=1):
         raise Failure(errno.EPROTONOSUPPORT, '%s: not a scheme' % printable(scheme))
     plug = schemes.get(scheme)
     if plug is None:                        # for vde_plug: not a quote is touched
-        head, brace, nested = rest.partition('{')
-        inner = parse_vnl(nested.rpartition('}')[0] if '}' in nested else nested,
-                          schemes, depth + 1) if brace else None
-        if brace and nested.rpartition('}')[2] and '}' in nested:
-            raise bad('text after }')
-        return Vnl(scheme, head, {}, inner, '%s://%s' % (scheme, head), command=True, ours=False)
-    if plug.RAW:
+        address, brace, nested = rest.partition('{')
+        fields, nested = [], nested if brace else None
+    elif plug.RAW:
         address, fields, nested = rest, [], None
     else:
         address, fields, nested = split_rest(os.fsencode(rest), plug.STYLE, plug.NESTS)
     if not all(map(str.isprintable, [address] + [name + (value or '') for name, value in fields])):
         raise bad('characters that cannot be printed')
-    inner = None if nested is None else parse_vnl(os.fsdecode(nested), schemes, depth + 1)
+    inner = None if nested is None else parse_vnl(inside_braces(nested), schemes, depth + 1)
+    if plug is None:
+        return Vnl(scheme, address, {}, inner, scheme + '://' + address, command=True, ours=False)
     options = {}
     for name, value in fields:
         if value is None and plug.bare_option(name):
