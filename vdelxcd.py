@@ -180,11 +180,15 @@ LOG_VNL_MAX = 600                           # characters of a VNL; who and why m
 # ==================================================================================================
 
 class Failure(Exception):
-    """What went wrong: an errno (int) for the client and a sentence for people."""
+    """What went wrong: an errno (int) for the client and a sentence for people of this host.
 
-    def __init__(self, number, sentence):
+    told is what a client may read that asks for a reason: nothing of this host but what its own
+    VNL names.
+    """
+
+    def __init__(self, number, sentence, told=''):
         super().__init__(sentence)
-        self.errno = number
+        self.errno, self.told = number, told
 
 
 class Ended(Exception):
@@ -323,7 +327,7 @@ class Vnl:
 
 def bad(sentence, *values):
     """A Failure with EINVAL for a VNL."""
-    return Failure(errno.EINVAL, sentence % values)
+    return Failure(errno.EINVAL, sentence % values, sentence % values)
 
 
 def resolve_quotes(data):
@@ -421,7 +425,8 @@ def parse_vnl(text, schemes, depth=1):
     if not separator:
         scheme, rest = 'vde', text
     if not scheme or set(scheme) - SCHEME_LETTERS or scheme[0] in '-_':     # no option of vde_plug
-        raise Failure(errno.EPROTONOSUPPORT, '%s: not a scheme' % printable(scheme))
+        text = '%s: not a scheme' % printable(scheme)
+        raise Failure(errno.EPROTONOSUPPORT, text, text)
     plug = schemes.get(scheme)
     if plug is None:                        # for vde_plug: not a quote is touched
         address, brace, nested = rest.partition('{')
@@ -640,7 +645,7 @@ class Rules:
                 else:
                     continue
                 if not rule.allows:
-                    raise Failure(errno.EACCES, printable(str(rule)))
+                    raise Failure(errno.EACCES, printable(str(rule)), REFUSED)
                 waiting = [each for each in waiting
                            if each not in decided or not rule.may_allow(each)]
             if not waiting:
@@ -648,12 +653,16 @@ class Rules:
         raise no_permission(waiting[0], 'a rule that names it, such as "pfxallow %s://"')
 
 
+# All that a client may know of them.
+REFUSED = "refused by the rules; vdelxcd's log on the host names the rule"
+
+
 def no_permission(level, remedy):
     """The Failure for a level that nothing allows; remedy says what a program needs, with %s."""
     text = 'no rule allows ' + printable(level.head)
     if level.command:
         text = '%s:// runs a program on this host; it needs ' % level.scheme + remedy % level.scheme
-    return Failure(errno.EACCES if level.ours else errno.EPROTONOSUPPORT, text)
+    return Failure(errno.EACCES if level.ours else errno.EPROTONOSUPPORT, text, REFUSED)
 
 
 def follow_alias(text):
@@ -1346,7 +1355,8 @@ def interface_index(name):
     try:
         return socket.if_nametoindex(name) if name else 0
     except OSError:
-        raise Failure(errno.ENODEV, 'no interface %s on this host' % name)
+        text = 'no interface %s on this host' % name
+        raise Failure(errno.ENODEV, text, text)
 
 
 def open_udp(family, address, port, index, receive_buffer, reuse=False):
@@ -1462,7 +1472,7 @@ class Overlay(Plug):
             sentence = 'group %s: %s' % (group, why(error))
             if error.errno in (errno.ENODEV, errno.ENETUNREACH):
                 sentence += ' (no route to it: use if=, or "ip route add %s dev IFACE")' % group
-            raise Failure(error.errno, sentence)
+            raise Failure(error.errno, sentence, sentence)
         self.macs = MacTable(float(options['expiretime']))
         self.learn_again = min(self.LEARN_AGAIN, self.macs.expire / 2)
         self.burst = None
@@ -1671,7 +1681,8 @@ class Udp(Plug):
             number, _, _, _, self.peer = socket.getaddrinfo(host, int(port), wanted,
                                                             SOCK_DGRAM)[0]
         except (OSError, UnicodeError) as error:
-            raise Failure(errno.EHOSTUNREACH, 'host %s: %s' % (printable(host), error))
+            text = 'host %s: %s' % (printable(host), error)
+            raise Failure(errno.EHOSTUNREACH, text, text)
         family = IPv6 if number == AF_INET6 else IPv4
         try:
             with socket.socket(number, SOCK_DGRAM) as probe:
@@ -3131,7 +3142,7 @@ def choose_network(text, rules):
     return vnl
 
 
-ABILITIES = {'version': VERSION, 'offload': 1, 'mtu': 1}       # what a greeting is answered with
+ABILITIES = {'version': VERSION, 'offload': 1, 'mtu': 1, 'reason': 1}  # the answer to a greeting
 
 
 def reply(conn, number, **keys):
@@ -3148,6 +3159,15 @@ def reply(conn, number, **keys):
         return False
 
 
+def reason_for(error, text):
+    """What the client that sent this VNL may read about a Failure; '' when that is nothing.
+
+    Without a VNL of its own, the failure is about a network that it need not know.
+    """
+    told = error.told or (error.errno == errno.EACCES and 'the daemon may not open it') or ''
+    return told[:LOG_VNL_MAX].encode('ascii', 'replace').decode() if text else ''
+
+
 # ==================================================================================================
 # Sessions
 # ==================================================================================================
@@ -3161,7 +3181,7 @@ def session(conn, link, rules):
         asked = 'an unread request'
         who = 'pid %d uid %d gid %d' % UCRED.unpack(
             conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
-        fd = None
+        text, fd, keys = '', None, {}
         text, fd, keys = receive_request(conn, time.monotonic() + HAND_OVER_TIME)
         if fd is None:
             reply(conn, 0, **ABILITIES)
@@ -3182,7 +3202,8 @@ def session(conn, link, rules):
             log.detail(line)
         else:
             log.line(LOG_NOTICE, line)
-        reply(conn, error.errno)
+        asked_why = 'reason' in keys
+        reply(conn, error.errno, **({'reason': reason_for(error, text)} if asked_why else {}))
         return
     name_process('vdelxcd:' + tap.name)
     if reply(conn, 0, **({'mtu': plug.mtu()} if 'mtu' in keys else {})):
