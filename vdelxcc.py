@@ -22,10 +22,29 @@ Exit status: 0 the interface is there; 1 it is not, and one line on stderr says 
 import errno
 import fcntl
 import os
-import socket
 import struct
 import sys
 import time
+
+
+# The library's socket imports three modules for what is not used here; that takes longer than all
+# other imports together. It is imported without them, or as ever by a Python that does not like it.
+class Absent:
+    """Stands in for a module, and for the classes of it that socket makes enumerations with."""
+
+    _convert = _convert_ = staticmethod(lambda *_, **__: None)
+
+
+Absent.IntEnum = Absent.IntFlag = Absent
+ABSENT = [name for name in ('enum', 'selectors', 'array') if name not in sys.modules]
+sys.modules.update((name, Absent) for name in ABSENT)
+try:
+    import socket
+except Exception:
+    pass
+for name in ABSENT:
+    sys.modules.pop(name)
+import socket
 
 VERSION = '0.1.0'
 SOCKET_NAME = 'vdelxcs'
@@ -92,6 +111,7 @@ IFADDRMSG = struct.Struct('=BBBBi')         # family, prefix length, flags, scop
 RTMSG = struct.Struct('=8BI')               # family, lengths of destination and source, TOS, table,
                                             # protocol, scope, type, flags
 NLMSGERR = struct.Struct('=i')              # minus an errno, 0 for success
+NUMBER = struct.Struct('=I')                # of an attribute
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP, NLM_F_NEW = 0x1, 0x4, 0x300, 0x600     # NEW: EXCL | CREATE
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
@@ -99,8 +119,7 @@ RTM_NEWADDR, RTM_GETADDR, RTM_NEWROUTE = 20, 22, 24
 IFLA_ADDRESS, IFLA_MTU, IFLA_LINKINFO, IFLA_INFO_KIND = 1, 4, 18, 1
 IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST, IFA_F_NODAD = 1, 2, 4, 0x02
 RTA_OIF, RTA_GATEWAY = 4, 5
-RT_TABLE_MAIN, RTPROT_BOOT, RT_SCOPE_UNIVERSE, RTN_UNICAST = 254, 3, 0, 1
-IFF_UP = 0x1
+RT_TABLE_MAIN, RTPROT_BOOT, RTN_UNICAST, IFF_UP = 254, 3, 1, 0x1
 IPV6_MIN_MTU = 1280                         # bytes (RFC 8200, section 5)
 
 # FNV-1a with 64 bits (draft-eastlake-fnv, section 5)
@@ -142,18 +161,15 @@ DELETE_ADVICE = {
     errno.EINVAL: 'no TAP interface; left alone',
     errno.ENODEV: 'this container has no such interface',
 }
+NO_WAY = 'the gateway is in none of the networks of the addresses given with -a'
 SETTING_ADVICE = {
     errno.EPERM: CAPABILITY_ADVICE,
     errno.EACCES: 'IPv6 is switched off; sysctl net.ipv6.conf.all.disable_ipv6=0',
     errno.EOPNOTSUPP: 'this kernel has no IPv6',
-}
-ROUTE_ADVICE = dict(SETTING_ADVICE)
-ROUTE_ADVICE.update({
-    errno.ENETUNREACH: 'the gateway is in none of the networks of the addresses given with -a',
-    errno.EHOSTUNREACH: 'the gateway is in none of the networks of the addresses given with -a',
+    errno.ENETUNREACH: NO_WAY,
+    errno.EHOSTUNREACH: NO_WAY,
     errno.EEXIST: 'this container has a default route already',
-    errno.EINVAL: 'no host of the network can have this address',
-})
+}
 CONNECT_ADVICE = {
     errno.ECONNREFUSED: 'no daemon listens there; start vdelxcd on the host',
     errno.EACCES: "the socket's mode or owner keeps you out; see vdelxcd -m",
@@ -220,17 +236,17 @@ def ask_kernel(kind, flags, body):
                 length, kind = NLMSGHDR.unpack_from(data)[:2]
                 content = data[NLMSGHDR.size:length]
                 data = data[max(length + 3 & ~3, NLMSGHDR.size):]
-                if kind == NLMSG_ERROR and NLMSGERR.unpack_from(content)[0]:
-                    number = -NLMSGERR.unpack_from(content)[0]
+                number = -NLMSGERR.unpack_from(content)[0] if kind == NLMSG_ERROR else 0
+                if number:
                     raise OSError(number, os.strerror(number))
                 if kind in (NLMSG_ERROR, NLMSG_DONE):
                     return found
                 found.append(content)
 
 
-def link_body(index, flags=0, change=0):
-    """What a request about an interface begins with; change says which of the flags count."""
-    return IFINFOMSG.pack(socket.AF_UNSPEC, 0, index, flags, change)
+def link_body(index, flags=0):
+    """What a request about an interface begins with; flags are those to be set."""
+    return IFINFOMSG.pack(socket.AF_UNSPEC, 0, index, flags, flags)
 
 
 def link_attributes(index):
@@ -333,13 +349,50 @@ def refuse_taken(addresses):
 
 
 class Interface:
-    """The settings of a new interface; tell(text) hears of each that was made.
+    """A new interface and its settings; tell(text) hears of each that was made.
 
-    Each method raises Failure, which names the setting.
+    The methods raise Failure, which names the setting.
     """
 
     def __init__(self, name, tell):
         self.name, self.tell, self.index = name, tell, socket.if_nametoindex(name)
+
+    def change(self, what, kind, flags, body):
+        """Send one request to the kernel; what it is about, for people."""
+        try:
+            ask_kernel(kind, flags, body)
+        except OSError as error:
+            raise failure('interface settings', error.errno, '%s: %s' % (self.name, what),
+                          SETTING_ADVICE.get(error.errno))
+        self.tell('%s: %s' % (self.name, what))
+
+    def change_link(self, what, data=b'', flags=0):
+        """Change what is no address: attributes, or flags to be set."""
+        self.change(what, RTM_NEWLINK, 0, link_body(self.index, flags) + data)
+
+    def set_mtu(self, mtu):
+        """Set the MTU in bytes."""
+        self.change_link('MTU %d' % mtu, attribute(IFLA_MTU, NUMBER.pack(mtu)))
+
+    def mtu(self):
+        """The MTU in bytes. Raises OSError."""
+        return NUMBER.unpack(link_attributes(self.index)[IFLA_MTU])[0]
+
+    def add_address(self, family, packed, length, text):
+        """Add an address; IPv6 without looking for duplicates first, so that it counts at once."""
+        body = IFADDRMSG.pack(family, length, IFA_F_NODAD if family == socket.AF_INET6 else 0,
+                              0, self.index)
+        body += attribute(IFA_LOCAL, packed) + attribute(IFA_ADDRESS, packed)
+        if family == socket.AF_INET and length <= 30:
+            last = int.from_bytes(packed, 'big') | (1 << 32 - length) - 1
+            body += attribute(IFA_BROADCAST, last.to_bytes(4, 'big'))
+        self.change('address ' + text, RTM_NEWADDR, NLM_F_NEW, body)
+
+    def add_gateway(self, family, packed, text):
+        """Add a default route through a router."""
+        body = RTMSG.pack(family, 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, 0, RTN_UNICAST, 0)
+        body += attribute(RTA_GATEWAY, packed) + attribute(RTA_OIF, NUMBER.pack(self.index))
+        self.change('default route through ' + text, RTM_NEWROUTE, NLM_F_NEW, body)
 
     def remove(self):
         """Remove the interface, if it is still there; a TAP also goes with its last descriptor."""
@@ -347,54 +400,6 @@ class Interface:
             delete_link(self.index)
         except OSError:
             pass
-
-    def change(self, what, kind, flags, body, advice=SETTING_ADVICE):
-        """One request to the kernel; what it is about, for people."""
-        try:
-            ask_kernel(kind, flags, body)
-        except OSError as error:
-            raise failure('interface settings', error.errno, '%s: %s' % (self.name, what),
-                          advice.get(error.errno))
-        self.tell('%s: %s' % (self.name, what))
-
-    def set_mac(self, mac):
-        """Set the MAC address (6 bytes)."""
-        self.change('MAC address ' + ':'.join('%02x' % byte for byte in mac), RTM_NEWLINK, 0,
-                    link_body(self.index) + attribute(IFLA_ADDRESS, mac))
-
-    def mtu(self):
-        """The MTU in bytes."""
-        try:
-            return int.from_bytes(link_attributes(self.index)[IFLA_MTU], sys.byteorder)
-        except OSError as error:
-            raise failure('interface settings', error.errno, self.name + ': MTU')
-
-    def set_mtu(self, mtu):
-        """Set the MTU in bytes."""
-        self.change('MTU %d' % mtu, RTM_NEWLINK, 0,
-                    link_body(self.index) + attribute(IFLA_MTU, mtu.to_bytes(4, sys.byteorder)))
-
-    def add_address(self, family, packed, length, text):
-        """Add an address; IPv6 without looking for duplicates first, so that it counts at once."""
-        body = IFADDRMSG.pack(family, length, IFA_F_NODAD if family == socket.AF_INET6 else 0,
-                              RT_SCOPE_UNIVERSE, self.index)
-        body += attribute(IFA_LOCAL, packed) + attribute(IFA_ADDRESS, packed)
-        if family == socket.AF_INET and length <= 30:
-            last = int.from_bytes(packed, 'big') | (1 << 32 - length) - 1
-            body += attribute(IFA_BROADCAST, last.to_bytes(4, 'big'))
-        self.change('address ' + text, RTM_NEWADDR, NLM_F_NEW, body)
-
-    def bring_up(self):
-        """Bring the interface up."""
-        self.change('up', RTM_NEWLINK, 0, link_body(self.index, IFF_UP, IFF_UP))
-
-    def add_gateway(self, family, packed, text):
-        """Add a default route through a router."""
-        body = RTMSG.pack(family, 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, RT_SCOPE_UNIVERSE,
-                          RTN_UNICAST, 0)
-        body += attribute(RTA_GATEWAY, packed)
-        body += attribute(RTA_OIF, self.index.to_bytes(4, sys.byteorder))
-        self.change('default route through ' + text, RTM_NEWROUTE, NLM_F_NEW, body, ROUTE_ADVICE)
 
 
 # ==================================================================================================
@@ -556,6 +561,11 @@ REPEATED = {'address', 'gateway'}
 PLAIN = {'socket', 'iface', 'timeout', 'vnl'}           # what needs no more than the plain protocol
 
 
+def between(low, text, high):
+    """Is the text a decimal number from low to high?"""
+    return text.isdecimal() and len(text) < 10 and low <= int(text) <= high
+
+
 def read_ip(option, text):
     """(family, packed address) of an IPv4 or IPv6 address that a host can have. Raises Usage."""
     family = socket.AF_INET6 if ':' in text else socket.AF_INET
@@ -563,8 +573,8 @@ def read_ip(option, text):
         packed = socket.inet_pton(family, text)
     except (OSError, ValueError):
         raise Usage('-%s %s: not an IPv4 or IPv6 address' % (option, text))
-    if (not any(packed) or packed[0] == 0xff or family == socket.AF_INET and packed[0] >= 0xe0
-            or packed[0] == 127 and family == socket.AF_INET or packed == bytes(15) + b'\1'):
+    first = packed[0]
+    if not any(packed[:-1]) or first == 0xff or len(packed) == 4 and (first >= 0xe0 or first == 127):
         raise Usage('-%s %s: no address of a host on a network' % (option, text))
     return family, packed
 
@@ -577,7 +587,7 @@ def read_address(text):
     if not slash:
         raise Usage('-a %s: its prefix length is missing; for example %s/%d' % (
             text, text, 24 if bits == 32 else 64))
-    if not length.isdigit() or len(length) > 3 or not 1 <= int(length) <= bits:
+    if not between(1, length, bits):
         raise Usage('-a %s: a prefix length is 1 to %d' % (text, bits))
     hosts = (1 << bits - int(length)) - 1
     if bits == 32 and hosts > 1 and int.from_bytes(packed, 'big') & hosts in (0, hosts):
@@ -596,9 +606,9 @@ def fnv1a(data):
 def read_mac(text):
     """The 6 bytes of a MAC address, or those that are made of a text (auto:TEXT). Raises Usage.
 
-    The latter are the 64-bit FNV-1a hash of the text's bytes, its first two bytes XORed into its
-    last two, the six last of that; then the bits of the first byte that mean "locally administered"
-    and "group" are set and cleared.
+    The latter: the 64-bit FNV-1a hash of the text's bytes, big-endian; its first two bytes are
+    XORed into its last two and left out; then the first byte gets the bit of locally administered
+    addresses and loses the bit of groups.
     """
     if text.startswith('auto:') and text != 'auto:':
         value = fnv1a(os.fsencode(text[len('auto:'):]))
@@ -617,23 +627,26 @@ def read_mac(text):
 def check_settings(options):
     """Replace the words of the settings by what they mean. Raises Usage."""
     mtu = options.get('mtu', 'auto')
-    if mtu != 'auto' and (not mtu.isdigit() or len(mtu) > 5 or not 68 <= int(mtu) <= TAP_MTU_MAX):
+    if mtu != 'auto' and not between(68, mtu, TAP_MTU_MAX):
         raise Usage('--mtu %s: auto, or 68 to %d bytes' % (mtu, TAP_MTU_MAX))
     if 'mac' in options:
         options['mac'] = read_mac(options['mac'])
-    addresses = options['address'] = [read_address(text) for text in options.get('address', [])]
-    gateways = options['gateway'] = [read_ip('g', text) + (text,)
-                                     for text in options.get('gateway', [])]
-    hosts = [packed for _, packed, _, _ in addresses]
-    for family, packed, text in gateways:
-        if packed in hosts or [each[0] for each in gateways].count(family) > 1:
-            raise Usage('-g %s: %s' % (text, 'the address of this interface itself'
-                                       if packed in hosts else 'one IPv4 and one IPv6 at most'))
-    for _, packed, _, text in addresses:
+    if 'address' in options:
+        options['address'] = [read_address(text) for text in options['address']]
+    if 'gateway' in options:
+        options['gateway'] = [read_ip('g', text) + (text,) for text in options['gateway']]
+    hosts = [packed for _, packed, _, _ in options.get('address', [])]
+    families = [family for family, _, _ in options.get('gateway', [])]
+    for _, packed, _, text in options.get('address', []):
         if hosts.count(packed) > 1:
             raise Usage('-a %s: twice' % text)
         if mtu != 'auto' and len(packed) == 16 and int(mtu) < IPV6_MIN_MTU:
             raise Usage('--mtu %s: IPv6 needs %d bytes' % (mtu, IPV6_MIN_MTU))
+    for family, packed, text in options.get('gateway', []):
+        if families.count(family) > 1:
+            raise Usage('-g %s: one for IPv4 and one for IPv6 at most' % text)
+        if packed in hosts:
+            raise Usage('-g %s: the address of this interface itself' % text)
 
 
 def parse_arguments(arguments):
@@ -666,44 +679,33 @@ def parse_arguments(arguments):
     return options
 
 
-COMPLETION = r"""# bash completion of vdelxcc; made by vdelxcc --completion bash
+COMPLETION = r"""# Completion of vdelxcc's command line in bash; made by: vdelxcc --completion bash
 _vdelxcc() {
-    local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} words= path
-    case $before in
+    local word=${COMP_WORDS[COMP_CWORD]} words= path
+    case ${COMP_WORDS[COMP_CWORD-1]} in
         -D|--delete)
             for path in /sys/class/net/*/tun_flags; do
-                [ -e "$path" ] && path=${path%/*} && words+=" ${path##*/}"
+                [ -e "$path" ] && path=${path%/*} && words="$words ${path##*/}"
             done ;;
+        -s|--socket) COMPREPLY=($(compgen -f -- "$word")); return ;;
         --mtu) words=auto ;;
         --mac) words=auto: ;;
         --completion) words=bash ;;
-        -s|--socket) COMPREPLY=($(compgen -f -- "$word")); return ;;
-        @VALUED@) ;;
-        *) case $word in
-            -*) words="@OPTIONS@" ;;
-            *) words="@SCHEMES@"; compopt -o nospace ;;
-        esac ;;
+        -a|--address|-g|--gateway|-i|--iface|-t|--timeout) ;;
+        *)
+            case $word in
+                -*) words='-D --delete -a --address -g --gateway -h --help -i --iface -s --socket
+                        -t --timeout -u --up -v --verbose --completion --mac --mtu --offload
+                        --version' ;;
+                *)  words='bonding:// cmd:// hub:// macvtap:// multi:// null:// ptp:// seqpacket://
+                        switch:// tap:// udp:// vde:// vlan:// vxlan:// vxvde://'
+                    compopt -o nospace ;;
+            esac ;;
     esac
     COMPREPLY=($(compgen -W "$words" -- "$word"))
 }
 complete -F _vdelxcc vdelxcc vdelxcc.py
 """
-SCHEMES = ('bonding cmd hub macvtap multi null ptp seqpacket switch tap udp vde vlan vxlan '
-           'vxvde').split()
-
-
-def bash_completion():
-    """The script that completes the words of our command lines."""
-    options = dict(FLAGS, **VALUED)
-    texts = {'@VALUED@': '|'.join(sorted('-%s|--%s' % (letter, name) if letter else '--' + name
-                                         for name, letter in VALUED.items())),
-             '@OPTIONS@': ' '.join(sorted('--' + name for name in options)
-                                   + sorted('-' + letter for letter in options.values() if letter)),
-             '@SCHEMES@': ' '.join(scheme + '://' for scheme in SCHEMES)}
-    script = COMPLETION
-    for mark, text in texts.items():
-        script = script.replace(mark, text)
-    return script
 
 
 def say(text, stream):
@@ -772,7 +774,8 @@ def run(options):
 def set_before(interface, options):
     """The settings that need no network: when one fails, the daemon hears nothing."""
     if 'mac' in options:
-        interface.set_mac(options['mac'])
+        interface.change_link('MAC address ' + ':'.join('%02x' % byte for byte in options['mac']),
+                              attribute(IFLA_ADDRESS, options['mac']))
     if options.get('mtu', 'auto') != 'auto':
         interface.set_mtu(int(options['mtu']))
     for address in options.get('address', []):
@@ -782,7 +785,8 @@ def set_before(interface, options):
 def set_after(interface, options, advice):
     """The settings that wait for the network; advice is the MTU that fits it, '' if unknown."""
     if options.get('mtu') == 'auto' and advice.isdigit():
-        if int(advice) < IPV6_MIN_MTU and any(len(each[1]) == 16 for each in options['address']):
+        if int(advice) < IPV6_MIN_MTU and any(
+                len(each[1]) == 16 for each in options.get('address', [])):
             raise failure('interface settings', errno.EINVAL, '%s: MTU %s' % (
                 interface.name, advice), 'too small for the IPv6 addresses')
         interface.set_mtu(int(advice))
@@ -792,7 +796,7 @@ def set_after(interface, options, advice):
         interface.tell('the MTU of %d does not fit the network, whose datagrams will be '
                        'fragmented; --mtu auto would take %s' % (interface.mtu(), advice))
     if 'up' in options or options.get('address') or options.get('gateway'):
-        interface.bring_up()
+        interface.change_link('up', flags=IFF_UP)
     for gateway in options.get('gateway', []):
         interface.add_gateway(*gateway)
 
@@ -803,7 +807,7 @@ def main(arguments):
         options = parse_arguments(arguments)
         if {'help', 'version', 'completion'} & set(options):
             say(HELP if 'help' in options else 'vdelxcc %s\n' % VERSION if 'version' in options
-                else bash_completion(), sys.stdout)
+                else COMPLETION, sys.stdout)
             return 0
         if len(os.fsencode(options['vnl'])) > VNL_MAX:
             raise Failure('vdelxcc: the VNL is longer than %d bytes' % VNL_MAX)
@@ -822,4 +826,4 @@ def main(arguments):
 
 
 if __name__ == '__main__':
-    sys.exit(main(sys.argv[1:]))
+    os._exit(main(sys.argv[1:]))            # all is written; to tidy up takes as long as to start
