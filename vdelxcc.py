@@ -163,9 +163,7 @@ DELETE_ADVICE = {
 }
 NO_WAY = 'the gateway is in none of the networks of the addresses given with -a'
 SETTING_ADVICE = {
-    errno.EPERM: CAPABILITY_ADVICE,
     errno.EACCES: 'IPv6 is switched off; sysctl net.ipv6.conf.all.disable_ipv6=0',
-    errno.EOPNOTSUPP: 'this kernel has no IPv6',
     errno.ENETUNREACH: NO_WAY,
     errno.EHOSTUNREACH: NO_WAY,
     errno.EEXIST: 'this container has a default route already',
@@ -182,6 +180,8 @@ REFUSAL_ADVICE = {
     errno.EPROTONOSUPPORT: 'the daemon does not know this scheme; see vnl(7)',
     errno.ENODEV: 'no such interface, or no route to the multicast group, on the host',
     errno.ENETUNREACH: 'no route to this network on the host',
+    errno.EHOSTUNREACH: 'the host that the VNL names is unknown or cannot be reached',
+    errno.ECONNREFUSED: 'no switch or other program runs there on the host',
     errno.EBUSY: 'in use on the host',
     errno.EAGAIN: 'the daemon is short of processes or descriptors; try again',
     errno.ETIMEDOUT: 'the daemon waited too long for the request',
@@ -573,8 +573,8 @@ def read_ip(option, text):
         packed = socket.inet_pton(family, text)
     except (OSError, ValueError):
         raise Usage('-%s %s: not an IPv4 or IPv6 address' % (option, text))
-    first = packed[0]
-    if not any(packed[:-1]) or first == 0xff or len(packed) == 4 and (first >= 0xe0 or first == 127):
+    first, others = packed[0], (0xff,) if len(packed) == 16 else (127,) + tuple(range(0xe0, 0x100))
+    if first in others or not any(packed[:-1]):             # loopback, groups, unspecified
         raise Usage('-%s %s: no address of a host on a network' % (option, text))
     return family, packed
 
