@@ -75,7 +75,8 @@ Make an Ethernet interface on the VDE network VNL (the daemon's default network 
                         them (a bridge, a router); see vdelxcc(1)
   -v, --verbose         print the name of the new interface, and on stderr each step
   -D, --delete IFACE    remove a TAP interface of this container, and do nothing else
-      --completion bash print a script for the completion of commands and exit
+      --completion SHELL
+                        print what lets a shell (bash) complete command lines and exit
   -h, --help            print this text and exit
       --version         print the version and exit
 

@@ -72,8 +72,8 @@ def test_every_setting_is_made_as_ip_would(pair):
 
 def test_v_tells_each_step_in_order(pair):
     daemon, container, _ = pair
-    done = container.client('-v', '-s', daemon.socket, '--mac', '02:00:00:00:00:01', '--mtu', '1400',
-                            '-a', '10.0.0.1/24', '-g', '10.0.0.2', 'null://')
+    done = container.client('-v', '-s', daemon.socket, '--mac', '02:00:00:00:00:01', '--mtu',
+                            '1400', '-a', '10.0.0.1/24', '-g', '10.0.0.2', 'null://')
     assert done.stdout == 'vde0\n'
     assert done.stderr.splitlines() == ['vdelxcc: ' + step for step in (
         'connected to ' + daemon.socket, 'vde0: made', 'vde0: MAC address 02:00:00:00:00:01',
@@ -270,7 +270,7 @@ def test_nothing_of_the_rules_or_the_host_is_told(host, new_container, new_daemo
     program.write_text('#!/bin/sh\necho secret: Permission denied >&2\nexit 1\n')
     program.chmod(0o755)
     for vnl, answer in (
-            ('', b'19\0reason=\0'),                             # the default, which cannot be opened
+            ('', b'19\0reason=\0'),             # the default network, which cannot be opened
             ('null://secret', b"13\0reason=refused by the rules; vdelxcd's log on the host names "
                               b"the rule\0"),
             ('tap://x0', b"13\0reason=refused by the rules; vdelxcd's log on the host names the "

@@ -61,7 +61,8 @@ class Scene:
         self.host = self.keep(Host('host'))
         self.container = self.keep(Container('container'))
         self.daemon = self.keep(Daemon(self.host, directory, '-v'))
-        self.container.client('-s', self.daemon.socket, '-i', 'ours0', '-a', '10.0.0.1/24', 'null://')
+        self.container.client('-s', self.daemon.socket, '-i', 'ours0', '-a', '10.0.0.1/24',
+                              'null://')
         self.container.ip('link add veth0 type veth peer name veth1')
         self.container.ip('route add default dev veth0', check=False)
 

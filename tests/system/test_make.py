@@ -364,12 +364,15 @@ def test_install_puts_everything_in_its_place_and_uninstall_removes_just_that(tr
     place = ['DESTDIR=%s' % destination, 'PREFIX=/opt/vde']
     run('sh', '-c', 'umask 077; exec make install "$@"', 'sh', *place, cwd=tree)
     expected = {name: 0o644 for name in manual_pages()}
-    expected.update({'bin/vdelxcc': 0o755, 'bin/vdelxcd': 0o755})
+    expected.update({'bin/vdelxcc': 0o755, 'bin/vdelxcd': 0o755,
+                     'share/bash-completion/completions/vdelxcc': 0o644})
     assert files_in(destination) == {'opt/vde/' + name: mode for name, mode in expected.items()}
     for name in 'vdelxcc', 'vdelxcd':
         program = destination / 'opt/vde/bin' / name
         assert program.read_bytes() == open(os.path.join(ROOT, name + '.py'), 'rb').read()
         assert run(str(program), '--version').stdout.startswith(name + ' ')
+    completion = destination / 'opt/vde/share/bash-completion/completions/vdelxcc'
+    assert run('bash', '-n', str(completion)).stderr == '' and '_vdelxcc' in completion.read_text()
     (destination / 'opt/vde/bin/other').write_text('not ours')
     make('uninstall', *place, cwd=tree)
     assert list(files_in(destination)) == ['opt/vde/bin/other']
