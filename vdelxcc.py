@@ -27,23 +27,24 @@ import sys
 import time
 
 
-# The library's socket imports three modules for what is not used here; that takes longer than all
-# other imports together. It is imported without them, or as ever by a Python that does not like it.
+# The library's socket imports three modules for functions that are not used here, and that takes
+# longer than all our other imports together. So it is imported without them; a Python that does not
+# like it imports it as ever.
 class Absent:
-    """Stands in for a module, and for the classes of it that socket makes enumerations with."""
+    """Stands in for these modules, and for the classes that socket makes enumerations with."""
 
     _convert = _convert_ = staticmethod(lambda *_, **__: None)
 
 
+LEFT_OUT = {name: Absent for name in ('enum', 'selectors', 'array') if name not in sys.modules}
 Absent.IntEnum = Absent.IntFlag = Absent
-ABSENT = [name for name in ('enum', 'selectors', 'array') if name not in sys.modules]
-sys.modules.update((name, Absent) for name in ABSENT)
+sys.modules.update(LEFT_OUT)
 try:
     import socket
 except Exception:
     pass
-for name in ABSENT:
-    sys.modules.pop(name)
+for module in LEFT_OUT:
+    del sys.modules[module]
 import socket
 
 VERSION = '0.1.0'
@@ -322,7 +323,7 @@ def delete_tap(name):
             raise OSError(errno.EINVAL, '')
         delete_link(index)
     except OSError as error:
-        number = error.errno or errno.ENODEV        # if_nametoindex() tells none before 3.13
+        number = error.errno or errno.ENODEV        # if_nametoindex() tells none
         raise failure('interface removal', number, name, DELETE_ADVICE.get(number))
 
 
@@ -567,23 +568,26 @@ def between(low, text, high):
     return text.isdecimal() and len(text) < 10 and low <= int(text) <= high
 
 
-def read_ip(option, text):
-    """(family, packed address) of an IPv4 or IPv6 address that a host can have. Raises Usage."""
+def read_ip(text, given):
+    """(family, packed address) of an IPv4 or IPv6 address that a host can have.
+
+    Raises Usage, which names what was given.
+    """
     family = socket.AF_INET6 if ':' in text else socket.AF_INET
     try:
         packed = socket.inet_pton(family, text)
     except (OSError, ValueError):
-        raise Usage('-%s %s: not an IPv4 or IPv6 address' % (option, text))
+        raise Usage(given + ': not an IPv4 or IPv6 address')
     first, others = packed[0], (0xff,) if len(packed) == 16 else (127,) + tuple(range(0xe0, 0x100))
     if first in others or not any(packed[:-1]):             # loopback, groups, unspecified
-        raise Usage('-%s %s: no address of a host on a network' % (option, text))
+        raise Usage(given + ': no address of a host on a network')
     return family, packed
 
 
 def read_address(text):
     """(family, packed address, prefix length, text) of ADDR/LEN. Raises Usage."""
     address, slash, length = text.partition('/')
-    family, packed = read_ip('a', address)
+    family, packed = read_ip(address, '-a ' + text)
     bits = 8 * len(packed)
     if not slash:
         raise Usage('-a %s: its prefix length is missing; for example %s/%d' % (
@@ -635,7 +639,8 @@ def check_settings(options):
     if 'address' in options:
         options['address'] = [read_address(text) for text in options['address']]
     if 'gateway' in options:
-        options['gateway'] = [read_ip('g', text) + (text,) for text in options['gateway']]
+        options['gateway'] = [read_ip(text, '-g ' + text) + (text,)
+                              for text in options['gateway']]
     hosts = [packed for _, packed, _, _ in options.get('address', [])]
     families = [family for family, _, _ in options.get('gateway', [])]
     for _, packed, _, text in options.get('address', []):

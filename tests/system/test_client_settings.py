@@ -288,6 +288,14 @@ def test_a_reason_is_printable_whatever_the_vnl(pair):
         assert len(text) < 1300             # 600 characters, their backslashes doubled by repr()
 
 
+def test_a_reason_comes_as_one_printable_line(new_container, closing, tmp_path):
+    answer = b'22\0reason=\x1b[2J two\nlines \xff\0'
+    listener = closing(Listener(str(tmp_path / 's'), [b'0\0reason=1\0', answer]))
+    text = failing(new_container(), '-s', listener.path, '-u', 'null://')
+    assert text == 'vdelxcd: Invalid argument: \\x1b[2J two\\nlines \ufffd'
+    assert listener.requests == [b'\0hello=1\0', b'null://\0reason=1\0']
+
+
 # ---- completion ---------------------------------------------------------------------------------
 
 def complete(container, *words):
