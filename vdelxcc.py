@@ -336,8 +336,8 @@ def refuse_taken(addresses):
 
     Link-local IPv6 addresses (fe80::/10) may be on any number of interfaces.
     """
-    wanted = {packed: text for family, packed, _, text in addresses
-              if not (family == socket.AF_INET6 and packed[0] == 0xfe and packed[1] >> 6 == 2)}
+    wanted = {packed: text for _, packed, _, text in addresses
+              if int.from_bytes(packed[:2], 'big') & 0xffc0 != 0xfe80}
     try:
         known = ask_kernel(RTM_GETADDR, NLM_F_DUMP, IFADDRMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0))
     except OSError as error:

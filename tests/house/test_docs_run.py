@@ -214,6 +214,19 @@ def test_the_plain_namespaces_of_the_readme_work_from_start_to_end(host, tmp_pat
             os.kill(pid, 9)
 
 
+def test_the_commands_of_the_readme_make_an_interface_ready_to_use(host, new_container, new_daemon):
+    daemon = new_daemon(host)
+    environment = dict(os.environ, VDELXC_PATH=daemon.directory)
+    commands = readme_commands('## An interface ready to use', 'container')
+    assert len(commands) == 2
+    for command in commands:
+        container = new_container()
+        program, *words = command.split()
+        assert program == 'vdelxcc.py'
+        container.client(*words, env=environment)
+        assert ' 10.0.0.1/24 ' in container.ip('-br -4 addr show up dev vde0').stdout
+
+
 def client_examples():
     """The words of the example commands of vdelxcc(1), without the program."""
     lines = re.findall(r'^\.Dl \$ vdelxcc ?(.*)', read('man/vdelxcc.1'), re.M)
