@@ -180,6 +180,15 @@ def test_an_interrupt_after_the_hand_over_leaves_no_interface(new_container, clo
     assert container.interfaces() == {'lo'} and listener.fds
 
 
+@pytest.mark.parametrize('redirection', ['>/dev/full', '2>/dev/full'])
+def test_output_that_fails_leaves_no_interface(pair, redirection):
+    daemon, container, _ = pair
+    done = container.run('sh', '-c', 'exec "$@" ' + redirection, 'sh', PYTHON, CLIENT, '-v', '-s',
+                         daemon.socket, 'null://', check=False)
+    assert done.returncode == 1 and container.interfaces() == {'lo'}
+    wait_until(lambda: daemon.pids() == [daemon.process.pid], what='the session ends')
+
+
 # ---- what is there already ----------------------------------------------------------------------
 
 def test_an_interface_that_is_there_is_an_error_and_never_taken_over(pair):
