@@ -186,6 +186,7 @@ REFUSAL_ADVICE = {
     errno.ECONNREFUSED: 'no switch or other program runs there on the host',
     errno.EBUSY: 'in use on the host',
     errno.EAGAIN: 'the daemon is short of processes or descriptors; try again',
+    errno.EDQUOT: 'there are as many interfaces as there may be; remove one with -D',
     errno.ETIMEDOUT: 'the daemon waited too long for the request',
 }
 

@@ -4,6 +4,7 @@ import os
 import re
 import socket
 import subprocess
+import tempfile
 
 import pytest
 
@@ -250,6 +251,15 @@ def stopped_switch(scene):
     return scene.client('vde://' + scene.path('switch'))
 
 
+def full_daemon(scene):
+    with tempfile.TemporaryDirectory() as directory:
+        daemon = Daemon(scene.host, directory, '--max-sessions=0')
+        try:
+            return scene.client('null://', socket=daemon.socket)
+        finally:
+            daemon.close()
+
+
 def busy_tap(scene):
     scene.host.ip('tuntap add dev busy0 mode tap')
     holder = scene.host.popen(PYTHON, '-c', "import fcntl, os, struct, sys\n"
@@ -350,6 +360,7 @@ CASES = [
      lambda scene: scene.client('udp://5000->198.51.100.1:5000')),
     ('vdelxcd: Resource temporarily unavailable', 'try again',
      lambda scene: scene.answered(b'11\0')),
+    ('vdelxcd: Disk quota exceeded', 'as many interfaces as there may be', full_daemon),
     ('vdelxcd: Connection timed out', 'no answer within 0.1 s', silent_daemon),
     ('vdelxcd: Connection reset by peer', 'hung up before it answered',
      lambda scene: scene.answered(b'')),
