@@ -11,8 +11,8 @@ The rooms of this file, in order (each uses only those above it): numbers from o
 log; VNLs; rules; frames and the MAC table; plugs; relay; hand-over; sessions; server; daemon;
 command line.
 
-Exit status: 0 ended by SIGTERM or SIGINT, or (with -d) the daemon is up; 1 an error, told in one
-line on stderr (one line per fault for a configuration file).
+Exit status: 0 ended by SIGTERM or SIGINT, or (with -d) the daemon is up, or (with --test) the VNL
+is allowed; 1 an error, told in one line on stderr (one line per fault for a configuration file).
 """
 
 import errno
@@ -64,9 +64,16 @@ network and, without -f, the only one. Without VNL and -f every network is allow
   -v, --verbose         log every interface that opens and closes
       --allow-commands  without VNL and -f: allow networks that run a program on this host
                         (cmd:// and all schemes that need vde_plug)
+      --ready-fd N      when the socket listens, write a newline to descriptor N and close it
+      --check-config    read the rules as a start would, tell every fault, and exit
+      --test VNL        tell whether and by which rule a client may have VNL, and exit;
+                        '' is the default network
+      --completion SHELL
+                        print completions for SHELL, which is bash, and exit
   -h, --help            print this text and exit
       --version         print the version and exit
 
+Without SOCKET (--check-config, --test, a socket from systemd), one argument with :// is VNL.
 SIGHUP reads FILE again. Interfaces outlive the daemon; see vdelxcd(1) and vnl(7).
 """
 
@@ -166,6 +173,9 @@ SOCKADDR_UN = struct.Struct('=H108s')       # struct sockaddr_un: family, path p
 
 # The hand-over (one message, one answer)
 VNL_MAX = 4095                              # bytes, without the closing NUL
+
+# <systemd/sd-daemon.h>
+LISTENER = 3                                # SD_LISTEN_FDS_START: the first socket passed on
 
 # <syslog.h>; facility daemon
 LOG_DAEMON = 3 << 3
@@ -548,12 +558,13 @@ def vni(value):
 # it together with all that it contains.
 
 TAGS = ('default', 'allow', 'deny', 'pfxallow', 'pfxdeny')
+COMMAND_LINE = 'command line'
 
 
 class Rule:
     """One line of a rules file, or the default of the command line.
 
-    origin      str, where the rule stands, for the log: 'FILE:LINE' or 'command line'
+    origin      str, where the rule stands, for the log: 'FILE:LINE' or COMMAND_LINE
     tag         one of TAGS
     vnl         Vnl; of pfxdeny what the prefix would name if it were a VNL; else None
     prefix      str for the two prefix tags, else None
@@ -614,6 +625,7 @@ class Rules:
 
     default     Vnl or None, the network of a request without a VNL
     model       'permissive' (no file and no default), 'one network' (a default only) or 'file'
+    summary     str, how many rules there are, for people
     """
 
     def __init__(self, rules, configured, commands=False):
@@ -622,14 +634,26 @@ class Rules:
         self.rules = defaults + [rule for rule in rules if rule.tag != 'default']
         self.default = defaults[0].vnl if defaults else None
         self.model = 'file' if configured else 'one network' if defaults else 'permissive'
+        if self.model == 'permissive':
+            self.summary = 'no rules: everything %sis allowed' % (
+                '' if commands else 'that runs no program ')
+        elif self.model == 'one network':
+            self.summary = 'one network: ' + excerpt(self.default.text)
+        else:
+            self.summary = counted(sum(rule.origin != COMMAND_LINE for rule in rules), 'rule')
 
-    def judge(self, vnl):
-        """The reason (str) for which a VNL is allowed. Raises Failure EACCES when it is not."""
-        waiting = list(vnl.levels())
+    def judge(self, vnl, told=None):
+        """The reason (str) for which a VNL is allowed. Raises Failure EACCES when it is not.
+
+        told, a dict, gets the verdict (str) on each level (Vnl) that was judged until then.
+        """
+        waiting, told = list(vnl.levels()), {} if told is None else told
         if self.model == 'permissive':
             for level in waiting:
                 if level.command and not self.commands:
-                    raise no_permission(level, 'the option --allow-commands, or a rule for %s://')
+                    raise no_permission(
+                        [level], 'the option --allow-commands, or a rule for %s://', told)
+                told[level] = 'allowed: there are no rules'
             return 'everything is allowed'
         for rule in self.rules:
             for level in list(waiting):
@@ -640,20 +664,34 @@ class Rules:
                 else:
                     continue
                 if not rule.allows:
+                    for each in decided:
+                        told.setdefault(each, 'refused by ' + printable(str(rule)))
                     raise Failure(errno.EACCES, printable(str(rule)))
-                waiting = [each for each in waiting
-                           if each not in decided or not rule.may_allow(each)]
+                decided = [each for each in decided if each in waiting and rule.may_allow(each)]
+                told.update((each, 'allowed by ' + printable(str(rule))) for each in decided)
+                waiting = [each for each in waiting if each not in decided]
             if not waiting:
                 return printable(str(rule))
-        raise no_permission(waiting[0], 'a rule that names it, such as "pfxallow %s://"')
+        raise no_permission(waiting, 'a rule that names it, such as "pfxallow %s://"', told)
 
 
-def no_permission(level, remedy):
-    """The Failure for a level that nothing allows; remedy says what a program needs, with %s."""
-    text = 'no rule allows ' + printable(level.head)
-    if level.command:
-        text = '%s:// runs a program on this host; it needs ' % level.scheme + remedy % level.scheme
+def no_permission(levels, remedy, told):
+    """The Failure for the first of the levels that nothing allows; told gets what is said of each.
+
+    remedy says what a program needs, with %s for the scheme.
+    """
+    for level in reversed(levels):
+        text = 'no rule allows ' + printable(level.head)
+        if level.command:
+            text = '%s:// runs a program on this host; it needs %s' % (
+                level.scheme, remedy % level.scheme)
+        told[level] = 'refused: ' + text
     return Failure(errno.EACCES if level.ours else errno.EPROTONOSUPPORT, text)
+
+
+def counted(number, what):
+    """A number and what there is of it: '1 rule', '2 rules'."""
+    return '%d %s%s' % (number, what, '' if number == 1 else 's')
 
 
 def follow_alias(text):
@@ -665,19 +703,25 @@ def follow_alias(text):
     return text
 
 
-def read_rules(path, default, parse, commands=False):
+def read_rules(path, default, parse, commands=False, warnings=None):
     """Read the rules file and the default VNL of the command line; either may be None.
 
     parse makes a Vnl of a text. Returns (Rules, warnings); a warning is a str 'FILE:LINE: text'.
-    Raises Failure with all faults of the file, one a line.
+    Raises Failure with all faults, one a line; who gives the list of warnings has them then, too.
     """
-    first, last, rules, faults, warnings = [], [], [], [], []
+    first, last, rules, faults, lines, number = [], [], [], [], [], errno.EINVAL
+    warnings = [] if warnings is None else warnings
     if default is not None:
         try:
-            first.append(Rule('command line', 'default', parse(follow_alias(default))))
+            first.append(Rule(COMMAND_LINE, 'default', parse(follow_alias(default))))
         except (Failure, OSError) as error:
-            raise Failure(errno.EINVAL, '%s: %s' % (printable(default), why(error)))
-    for origin, tag, text in [] if path is None else read_lines(path):
+            faults.append('%s: %s' % (printable(default), why(error)))
+    try:
+        lines = read_lines(path) if path is not None else []
+    except Failure as error:
+        faults.append(str(error))
+        number = error.errno
+    for origin, tag, text in lines:
         try:
             if tag not in TAGS:
                 raise bad('%s: not a directive (%s)', printable(tag), ', '.join(TAGS))
@@ -697,7 +741,7 @@ def read_rules(path, default, parse, commands=False):
         except (Failure, OSError) as error:
             faults.append('%s: %s' % (origin, why(error)))
     if faults:
-        raise Failure(errno.EINVAL, '\n'.join(faults))
+        raise Failure(number, '\n'.join(faults))
     return Rules(first + last + rules, path is not None, commands), warnings
 
 
@@ -3429,6 +3473,87 @@ class Server:
 # process waits for one byte that says that the socket listens and the pidfile is written; a text
 # instead is the error, and it exits with 1.
 
+class Manager:
+    """The service manager that started us, as systemd does it: sd_notify(3), sd_listen_fds(3).
+
+    sockets     str, how many sockets it passed on to us; '' for none
+    listener    the one that we took over, or None
+    """
+
+    def __init__(self, environment):
+        """Take out of the environment what is for us alone: programs of sessions inherit it."""
+        names = ('NOTIFY_SOCKET', 'LISTEN_PID', 'LISTEN_FDS', 'LISTEN_FDNAMES', 'LISTEN_PIDFDID')
+        address, pid, self.sockets = [environment.pop(name, '') for name in names][:3]
+        if pid != str(os.getpid()) or self.sockets == '0':
+            self.sockets = ''
+        self.listener = None
+        self.address = '\0' + address[1:] if address.startswith('@') else address
+
+    def tell(self, *fields):
+        """Send the fields (str, NAME=value) if it wants to know; never waits, never fails."""
+        if not self.address.startswith(('/', '\0')):
+            return
+        try:
+            with socket.socket(AF_UNIX, SOCK_DGRAM) as sock:
+                sock.sendto('\n'.join(fields).encode(), MSG_DONTWAIT | MSG_NOSIGNAL, self.address)
+        except OSError:
+            pass
+
+    def take_listener(self, path):
+        """Take over the listening socket that was passed on. Raises Failure.
+
+        path is where it has to be, absolute, or None for anywhere.
+        """
+        if self.sockets != '1':
+            raise bad('LISTEN_FDS=%s: only one socket can be taken over', printable(self.sockets))
+        doing = 'descriptor %d, the socket of LISTEN_FDS' % LISTENER
+        try:
+            if not stat.S_ISSOCK(os.fstat(LISTENER).st_mode):
+                raise bad('%s: is no socket', doing)
+            os.set_inheritable(LISTENER, False)
+            sock = socket.socket(AF_UNIX, SOCK_STREAM, fileno=LISTENER)
+            domain, kind, listens = (sock.getsockopt(socket.SOL_SOCKET, option) for option in (
+                socket.SO_DOMAIN, socket.SO_TYPE, socket.SO_ACCEPTCONN))
+            if (domain, kind) != (AF_UNIX, SOCK_STREAM):
+                raise bad('%s: is no UNIX stream socket', doing)
+            if not listens:
+                raise bad('%s: does not listen', doing)
+            place = os.fsdecode(sock.getsockname())
+            if path and not is_same_file(path, place):
+                raise bad('socket %s: %s is %s', printable(path), doing, printable(place))
+            sock.setblocking(False)
+        except OSError as error:
+            raise Failure(error.errno, '%s: %s' % (doing, why(error)))
+        self.listener = sock
+
+
+def is_same_file(path, other):
+    """Are two paths one file?"""
+    try:
+        return identity_of(path) == identity_of(other)
+    except (OSError, ValueError):           # an abstract name has a NUL
+        return False
+
+
+def check_ready_fd(fd):
+    """Raises Failure when a descriptor is not there, or not to be written to."""
+    try:
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    except OSError as error:
+        raise Failure(error.errno, '--ready-fd %d: %s' % (fd, why(error)))
+
+
+def report_ready(fd):
+    """Write a newline to a descriptor and close it; nobody has to read it."""
+    try:
+        os.write(fd, b'\n')
+    except OSError:
+        pass
+    os.close(fd)
+    open_standard_streams()                 # it may have been one of them
+
+
 def open_listener(path, mode):
     """Listen on a UNIX socket at an absolute path. Raises Failure.
 
@@ -3643,22 +3768,32 @@ def next_value(words, option):
     return words.pop(0)
 
 
-FLAGS = {'daemon': 'd', 'verbose': 'v', 'help': 'h', 'version': '', 'allow-commands': ''}
-VALUED = {'rcfile': 'f', 'pidfile': 'p', 'mode': 'm'}
+FLAGS = {'daemon': 'd', 'verbose': 'v', 'help': 'h', 'version': '', 'allow-commands': '',
+         'check-config': ''}
+VALUED = {'rcfile': 'f', 'pidfile': 'p', 'mode': 'm', 'ready-fd': '', 'test': '', 'completion': ''}
+COMPLETED = {'rcfile': 'files', 'pidfile': 'files', 'test': 'networks', 'completion': 'shells'}
+PRINTED = {'help', 'version', 'completion'}     # options that only print a text
+EXAMINING = {'check-config', 'test'}            # options that start nothing
 
 
-def parse_arguments(arguments):
+def parse_arguments(arguments, inherited=False):
     """The command line as a dictionary; of a repeated option the first counts, of -f the last.
 
-    Raises Usage.
+    Where no SOCKET is needed, since one is inherited or nothing is started, a single argument is
+    the VNL when it has a scheme, and else SOCKET. Raises Usage.
     """
     pairs, rest = split_options(arguments, FLAGS, VALUED)
     options = {}
     for name, value in pairs:
         if name == 'rcfile' or name not in options:
             options[name] = value
-    if 'help' in options or 'version' in options:
+    if options.get('completion', 'bash') != 'bash':
+        raise Usage('--completion %s: only for bash' % options['completion'])
+    if PRINTED & set(options):
         return options
+    examined = EXAMINING & set(options)
+    if (examined or inherited) and (not rest or len(rest) == 1 and '://' in rest[0]):
+        rest.insert(0, None)
     if not 1 <= len(rest) <= 2:
         raise Usage('which socket?' if not rest else '%s: one socket and one VNL at most' % rest[2])
     options['socket'] = rest[0]
@@ -3667,43 +3802,184 @@ def parse_arguments(arguments):
         if not options['mode'] or set(options['mode']) - set('01234567') or int(
                 options['mode'], 8) > 0o777:
             raise Usage('-m %s: not an octal mode from 0 to 777' % options['mode'])
+        if inherited:
+            raise Usage('-m: the mode of an inherited socket is the affair of who made it')
         options['mode'] = int(options['mode'], 8)
+    if 'ready-fd' in options:
+        if not options['ready-fd'] or set(options['ready-fd']) - set('0123456789') or len(
+                options['ready-fd']) > 9:
+            raise Usage('--ready-fd %s: not a descriptor' % options['ready-fd'])
+        options['ready-fd'] = int(options['ready-fd'])
+        if inherited and options['ready-fd'] == LISTENER:
+            raise Usage('--ready-fd %d: is the inherited socket' % LISTENER)
     for name in 'socket', 'pidfile', 'rcfile':
         if options.get(name) == '':
             raise Usage('%s: an empty path' % name)
-        if options.get(name):
+        if options.get(name) and not examined:
             options[name] = os.path.abspath(options[name])      # before -d changes the directory
     return options
 
 
 def load_rules(options):
-    """The Rules that the command line asks for; warnings are logged. Raises Failure."""
-    rules, warnings = read_rules(options.get('rcfile'), options['vnl'], read_vnl,
-                                 'allow-commands' in options)
-    for warning in warnings:
-        log.line(LOG_WARNING, 'warning: ' + warning)
+    """The Rules that the command line asks for, and a summary; warnings are logged.
+
+    Raises Failure with all faults, one a line.
+    """
+    warnings = []
+    try:
+        rules = read_rules(options.get('rcfile'), options['vnl'], read_vnl,
+                           'allow-commands' in options, warnings)[0]
+    finally:
+        for warning in warnings if 'test' not in options else []:
+            log.line(LOG_WARNING, 'warning: ' + warning)
+    return rules, ', '.join([rules.summary] + [counted(len(warnings), 'warning')] * bool(warnings))
+
+
+def load_rules_again(options, old, manager):
+    """The Rules after SIGHUP: all of the new ones, or the old ones."""
+    manager.tell('RELOADING=1', 'MONOTONIC_USEC=%d' % (time.monotonic() * 1000000))
+    try:
+        rules, summary = load_rules(options)
+        log.line(LOG_NOTICE, 'rules read again: ' + summary)
+    except Failure as error:
+        rules, faults = old, str(error).split('\n')
+        for fault in faults:
+            log.line(LOG_ERR, 'rules not read again, the old ones stay: ' + fault)
+        summary = 'rules not read again, the old ones stay: ' + counted(len(faults), 'fault')
+    manager.tell('READY=1', 'STATUS=' + summary)
     return rules
 
 
-def load_rules_again(options, old):
-    """The Rules after SIGHUP: all of the new ones, or the old ones."""
+def examine(options):
+    """--check-config and --test: tell what a start would find; return the exit status."""
     try:
-        rules = load_rules(options)
-        log.line(LOG_NOTICE, 'rules read again')
-        return rules
+        rules, summary = load_rules(options)
     except Failure as error:
         for fault in str(error).split('\n'):
-            log.line(LOG_ERR, 'rules not read again, the old ones stay: ' + fault)
-        return old
+            log.line(LOG_ERR, fault)
+        return 1
+    if 'check-config' in options:
+        say('%s: %s\n' % (printable(options.get('rcfile', COMMAND_LINE)), summary))
+    return test_vnl(options['test'], rules) if 'test' in options else 0
 
 
-def run(options):
+def test_vnl(text, rules):
+    """Print what a client that asks for a VNL gets, level by level; return the exit status.
+
+    Raises Failure for what is no VNL.
+    """
+    if len(os.fsencode(text)) > VNL_MAX:
+        raise bad('the VNL is longer than %d bytes', VNL_MAX)
+    try:
+        vnl = read_vnl(text) if text else choose_network(text, rules)
+    except Failure as error:
+        raise bad('%s: %s', excerpt(text) or 'the default network', error)
+    verdicts, status = {}, 0
+    try:
+        rules.judge(vnl, verdicts)
+    except Failure:
+        status = 1
+    plug = Plug
+    for level in vnl.levels():
+        if level in verdicts:               # after a refusal the others are not looked at
+            say('%s: %s\n' % (printable(level.head), verdicts[level]))
+        if not status and plug:             # a level inside one of vde_plug's is opened by that
+            plug = PLUGS.get(level.scheme)
+            say('    %s\n' % printable('opens ' + written_out(level, plug) if plug
+                                       else 'runs %s %s' % (Bridge.PROGRAM, level.text)))
+    return status
+
+
+def written_out(level, plug):
+    """The text of one level of a VNL with every default that has a value written out."""
+    address, given = plug.fill_in(level.address, level.options)
+    whole = dict(plug.DEFAULTS, **given)
+    return head_text(plug, level.scheme, address,
+                     {name: whole[name] for name in plug.OPTIONS if name in whole})
+
+
+BASH_COMPLETION = r"""# bash completion for vdelxcd
+_vdelxcd() {
+    local piece=${COMP_WORDS[COMP_CWORD]} value= head= option= places=0 joined= word strip
+    local -a words=()
+    for word in "${COMP_WORDS[@]:1:COMP_CWORD}"; do     # bash splits words at : and =, too
+        if [[ $joined || $word == [:=] ]]; then
+            value+=$word
+        else
+            words+=("$value")
+            value=$word
+        fi
+        [[ $word == [:=] ]] && joined=1 || joined=
+    done
+    for word in "${words[@]:1}"; do
+        if [[ $option ]]; then
+            option=
+        else
+            case $word in
+                %(valued)s) option=$word ;;&
+                --test*|--check-config) places=1 ;;     # no socket is needed
+                -*) ;;
+                *) places=$((places + 1)) ;;
+            esac
+        fi
+    done
+    strip=${value%%"${piece#[:=]}"}
+    if [[ ! $option && $value == --*=* ]]; then
+        option=${value%%%%=*} head=${value%%%%=*}= value=${value#*=}
+    elif [[ ! $option && $value == -* ]]; then
+        option=options
+    elif [[ ! $option ]]; then
+        [[ $places -gt 0 ]] && option=--test || option=--rcfile
+    fi
+    COMPREPLY=()
+    case $option in
+        options) mapfile -t COMPREPLY < <(compgen -W '%(options)s' -- "$value") ;;
+        %(shells)s) mapfile -t COMPREPLY < <(compgen -W bash -- "$value") ;;
+        %(files)s)
+            mapfile -t COMPREPLY < <(compgen -f -- "$value")
+            compopt -o filenames 2> /dev/null ;;
+        %(networks)s)
+            mapfile -t COMPREPLY < <(
+                compgen -W '%(schemes)s' -- "$value"
+                [[ $value == */* ]] && compgen -f -- "$value")
+            compopt -o nospace 2> /dev/null ;;
+    esac
+    for word in "${!COMPREPLY[@]}"; do      # only what follows the last : or = is replaced
+        value=$head${COMPREPLY[word]}
+        COMPREPLY[word]=${value#"$strip"}
+    done
+}
+complete -F _vdelxcd vdelxcd vdelxcd.py
+"""
+
+
+def complete_in_bash():
+    """The text of --completion bash: made of the tables of options and schemes."""
+    names = ['--' + name for name in list(FLAGS) + list(VALUED)]
+    names += ['-' + letter for table in (FLAGS, VALUED) for letter in table.values() if letter]
+    fields = {'options': ' '.join(sorted(names)),
+              'schemes': ' '.join(scheme + '://' for scheme in sorted(PLUGS)),
+              'valued': option_pattern(VALUED)}
+    for kind in set(COMPLETED.values()):
+        fields[kind] = option_pattern(name for name in VALUED if COMPLETED.get(name) == kind)
+    return BASH_COMPLETION % fields
+
+
+def option_pattern(names):
+    """The pattern of a shell for options with a value: -f|--rcfile."""
+    return '|'.join('-%s|--%s' % (VALUED[name], name) if VALUED[name] else '--' + name
+                    for name in names)
+
+
+def run(options, manager):
     """Rules, socket, detach, pidfile, ready, serve, clean up. Raises Failure."""
-    rules = load_rules(options)
+    rules, summary = load_rules(options)
     # From now on there is something to remove: signals wait until the server handles them.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    listener = open_listener(options['socket'], options.get('mode'))
-    remove = [(options['socket'], identity_of(options['socket']))]
+    listener, remove = manager.listener, []
+    if listener is None:
+        listener = open_listener(options['socket'], options.get('mode'))
+        remove.append((options['socket'], identity_of(options['socket'])))
     owner, ready = os.getpid(), None
     try:
         if 'daemon' in options:
@@ -3713,7 +3989,11 @@ def run(options):
         if 'pidfile' in options:
             write_pidfile(options['pidfile'])
             remove.append((options['pidfile'], identity_of(options['pidfile'])))
-        server = Server(listener, rules, lambda old: load_rules_again(options, old))
+        server = Server(listener, rules, lambda old: load_rules_again(options, old, manager))
+        manager.tell('READY=1', 'STATUS=' + summary,
+                     *['MAINPID=%d' % owner] * ('daemon' in options))
+        if 'ready-fd' in options:
+            report_ready(options['ready-fd'])
         if ready is not None:
             log.open_syslog()
             leave_terminal()
@@ -3721,6 +4001,7 @@ def run(options):
             os.close(ready)
             ready = None
         server.serve()
+        manager.tell('STOPPING=1')
     except (Failure, OSError) as error:
         if ready is None:
             raise
@@ -3751,13 +4032,21 @@ def main(arguments):
     """Parse the command line and run; return the exit status."""
     try:
         open_standard_streams()
-        log.open_stderr()
-        options = parse_arguments(arguments)
-        if 'help' in options or 'version' in options:
-            say(HELP if 'help' in options else 'vdelxcd %s\n' % VERSION)
+        manager = Manager(os.environ)
+        options = parse_arguments(arguments, bool(manager.sockets))
+        if PRINTED & set(options):
+            say(HELP if 'help' in options else 'vdelxcd %s\n' % VERSION if 'version' in options
+                else complete_in_bash())
             return 0
+        if EXAMINING & set(options):
+            return examine(options)
+        if 'ready-fd' in options:       # both before the log opens something of the same number
+            check_ready_fd(options['ready-fd'])
+        if manager.sockets:
+            manager.take_listener(options['socket'])
+        log.open_stderr()
         log.verbose = 'verbose' in options
-        run(options)
+        run(options, manager)
         return 0
     except (Failure, OSError) as error:
         for line in (str(error) if isinstance(error, Failure) else why(error)).split('\n'):
