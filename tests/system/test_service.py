@@ -77,7 +77,10 @@ class Services:
     def close(self):
         def ended():
             for pid in processes(self.directory):
-                os.kill(pid, signal.SIGKILL)
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except OSError:
+                    pass
             return not processes(self.directory)
         wait_until(ended)
         for child in self.children:
