@@ -257,7 +257,7 @@ def test_the_page_shows_what_the_examining_options_print(vdelxcd, capsys, tmp_pa
     for command, output in commands:
         words = [word.replace('/etc/vdelxcd.rules', str(file)) for word in shlex.split(command)]
         assert vdelxcd.main(words) == 0
-        assert capsys.readouterr() == (output.replace('/etc/vdelxcd.rules', str(file)), '')
+        assert tuple(capsys.readouterr()) == (output.replace('/etc/vdelxcd.rules', str(file)), '')
 
 
 def test_the_scheme_of_the_readme_is_one_class_and_one_line(host, new_container, closing, tmp_path):

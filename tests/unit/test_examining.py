@@ -28,7 +28,7 @@ def examine(vdelxcd, tmp_path, monkeypatch, capsys):
             status = vdelxcd.main(more + list(argv))
         assert os.listdir(str(tmp_path)) == names
         assert sorted(os.listdir('/proc/self/fd')) == before
-        return (status,) + capsys.readouterr()
+        return (status,) + tuple(capsys.readouterr())
     return examine
 
 
@@ -168,7 +168,7 @@ def test_without_a_file_the_command_line_decides(examine):
     (SOME, 'null://' + 'x' * 4089, 'the VNL is longer than 4095 bytes'),
     ('allow null://', '', 'the default network: no VNL, and there is no default'),
     (None, '', 'the default network: no VNL, and there is no default'),
-])
+], ids=['option', 'scheme', 'newline', 'nested', 'long', 'no default', 'no rules'])
 def test_what_is_no_vnl_is_one_line(examine, rules, vnl, words):
     status, out, err = examine(rules, '--test', vnl)
     assert (status, out, err.count('\n')) == (1, '', 1)
