@@ -2,6 +2,7 @@
 
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -394,12 +395,12 @@ def test_a_newline_is_written_when_the_daemon_is_ready(services, detached):
         ['-d'] * detached + [services.socket]), fds=[writer])
     pipe = os.readlink('/proc/self/fd/%d' % writer)
     os.close(writer)
-    with open(reader, 'rb') as file:
-        assert file.read(1) == b'\n'
+    with open(reader, 'rb', 0) as file:
+        assert select.select([file], [], [], 20)[0] and file.read(1) == b'\n'
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.connect(services.socket)       # at once
         pid = services.pid()
-        assert file.read() == b''               # nobody has it any more
+        assert select.select([file], [], [], 20)[0] and file.read(1) == b''     # nobody has it
     assert pipe not in descriptors(pid).values()
     assert is_answered(services.socket)
     if detached:
