@@ -92,6 +92,10 @@ def test_nothing_is_offered_for_other_values(complete, words):
     assert complete(*words) == []
 
 
+def test_users_are_offered(complete):
+    assert 'root' in complete('--user', 'roo') and 'root' in complete('--user', '=', '')
+
+
 def test_the_shell_is_offered(complete):
     assert complete('--completion', '') == complete('--completion', '=', 'b') == ['bash']
 
