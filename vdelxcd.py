@@ -8,11 +8,11 @@ network, and one process per interface then relays frames until the interface go
     container | TAP vde0 <--- frames ---> session process <--- datagrams ---> VDE network | host
 
 The rooms of this file, in order (each uses only those above it): numbers from outside; errors and
-log; rights; VNLs; rules; frames and the MAC table; plugs; relay; hand-over; sessions; server;
-daemon; command line.
+log; rights; VNLs; rules; frames and the MAC table; plugs; relay; hand-over; sessions; asking
+sessions; server; daemon; command line.
 
-Exit status: 0 ended by SIGTERM or SIGINT, or (with -d) the daemon is up; 1 an error, told in one
-line on stderr (one line per fault for a configuration file).
+Exit status: 0 ended by SIGTERM or SIGINT, or (with -d) the daemon is up, or (with --test) the VNL
+is allowed; 1 an error, told in one line on stderr (one line per fault for a configuration file).
 """
 
 import errno
@@ -78,9 +78,21 @@ network and, without -f, the only one. Without VNL and -f every network is allow
   -v, --verbose         log every interface that opens and closes
       --allow-commands  without VNL and -f: allow networks that run a program on this host
                         (cmd:// and all schemes that need vde_plug)
+      --ready-fd N      when the socket listens, write a newline to descriptor N and close it
+      --check-config    read the rules as a start would, tell every fault, and exit
+      --test VNL        tell whether and by which rule a client may have VNL, and exit;
+                        '' is the default network
+      --list            show the interfaces of this host, also those of other daemons, and exit
+      --json            with --list: as JSON
+      --close SESSION   end an interface, named by its session's process id or its own name
+      --capture SESSION copy its frames to stdout, as pcap, until it ends
+  -w, --write FILE      with --capture: to FILE
+      --completion SHELL
+                        print completions for SHELL, which is bash, and exit
   -h, --help            print this text and exit
       --version         print the version and exit
 
+Without SOCKET (--check-config, --test, a socket from systemd), one argument with :// is VNL.
 SIGHUP reads FILE again. Interfaces outlive the daemon; see vdelxcd(1) and vnl(7).
 """ % (SESSIONS_MAX, CONTAINER_MAX)
 
@@ -187,6 +199,9 @@ SOCKADDR_UN = struct.Struct('=H108s')       # struct sockaddr_un: family, path p
 
 # The hand-over (one message, one answer)
 VNL_MAX = 4095                              # bytes, without the closing NUL
+
+# <systemd/sd-daemon.h>
+LISTENER = 3                                # SD_LISTEN_FDS_START: the first socket passed on
 
 # <syslog.h>; facility daemon
 LOG_DAEMON = 3 << 3
@@ -674,12 +689,13 @@ def vni(value):
 # it together with all that it contains.
 
 TAGS = ('default', 'allow', 'deny', 'pfxallow', 'pfxdeny')
+COMMAND_LINE = 'command line'
 
 
 class Rule:
     """One line of a rules file, or the default of the command line.
 
-    origin      str, where the rule stands, for the log: 'FILE:LINE' or 'command line'
+    origin      str, where the rule stands, for the log: 'FILE:LINE' or COMMAND_LINE
     tag         one of TAGS
     vnl         Vnl; of pfxdeny what the prefix would name if it were a VNL; else None
     prefix      str for the two prefix tags, else None
@@ -740,6 +756,7 @@ class Rules:
 
     default     Vnl or None, the network of a request without a VNL
     model       'permissive' (no file and no default), 'one network' (a default only) or 'file'
+    summary     str, how many rules there are, for people
     """
 
     def __init__(self, rules, configured, commands=False):
@@ -748,14 +765,26 @@ class Rules:
         self.rules = defaults + [rule for rule in rules if rule.tag != 'default']
         self.default = defaults[0].vnl if defaults else None
         self.model = 'file' if configured else 'one network' if defaults else 'permissive'
+        if self.model == 'permissive':
+            self.summary = 'no rules: everything %sis allowed' % (
+                '' if commands else 'that runs no program ')
+        elif self.model == 'one network':
+            self.summary = 'one network: ' + excerpt(self.default.text)
+        else:
+            self.summary = counted(sum(rule.origin != COMMAND_LINE for rule in rules), 'rule')
 
-    def judge(self, vnl):
-        """The reason (str) for which a VNL is allowed. Raises Failure EACCES when it is not."""
-        waiting = list(vnl.levels())
+    def judge(self, vnl, told=None):
+        """The reason (str) for which a VNL is allowed. Raises Failure EACCES when it is not.
+
+        told, a dict, gets the verdict (str) on each level (Vnl) that was judged until then.
+        """
+        waiting, told = list(vnl.levels()), {} if told is None else told
         if self.model == 'permissive':
             for level in waiting:
                 if level.command and not self.commands:
-                    raise no_permission(level, 'the option --allow-commands, or a rule for %s://')
+                    raise no_permission(
+                        [level], 'the option --allow-commands, or a rule for %s://', told)
+                told[level] = 'allowed: there are no rules'
             return 'everything is allowed'
         for rule in self.rules:
             for level in list(waiting):
@@ -766,24 +795,38 @@ class Rules:
                 else:
                     continue
                 if not rule.allows:
+                    for each in decided:
+                        told.setdefault(each, 'refused by ' + printable(str(rule)))
                     raise Failure(errno.EACCES, printable(str(rule)), REFUSED)
-                waiting = [each for each in waiting
-                           if each not in decided or not rule.may_allow(each)]
+                decided = [each for each in decided if each in waiting and rule.may_allow(each)]
+                told.update((each, 'allowed by ' + printable(str(rule))) for each in decided)
+                waiting = [each for each in waiting if each not in decided]
             if not waiting:
                 return printable(str(rule))
-        raise no_permission(waiting[0], 'a rule that names it, such as "pfxallow %s://"')
+        raise no_permission(waiting, 'a rule that names it, such as "pfxallow %s://"', told)
 
 
 # All that a client may know of them.
 REFUSED = "refused by the rules; vdelxcd's log on the host names the rule"
 
 
-def no_permission(level, remedy):
-    """The Failure for a level that nothing allows; remedy says what a program needs, with %s."""
-    text = 'no rule allows ' + printable(level.head)
-    if level.command:
-        text = '%s:// runs a program on this host; it needs ' % level.scheme + remedy % level.scheme
+def no_permission(levels, remedy, told):
+    """The Failure for the first of the levels that nothing allows; told gets what is said of each.
+
+    remedy says what a program needs, with %s for the scheme.
+    """
+    for level in reversed(levels):
+        text = 'no rule allows ' + printable(level.head)
+        if level.command:
+            text = '%s:// runs a program on this host; it needs %s' % (
+                level.scheme, remedy % level.scheme)
+        told[level] = 'refused: ' + text
     return Failure(errno.EACCES if level.ours else errno.EPROTONOSUPPORT, text, REFUSED)
+
+
+def counted(number, what):
+    """A number and what there is of it: '1 rule', '2 rules'."""
+    return '%d %s%s' % (number, what, '' if number == 1 else 's')
 
 
 def follow_alias(text):
@@ -795,19 +838,25 @@ def follow_alias(text):
     return text
 
 
-def read_rules(path, default, parse, commands=False):
+def read_rules(path, default, parse, commands=False, warnings=None):
     """Read the rules file and the default VNL of the command line; either may be None.
 
     parse makes a Vnl of a text. Returns (Rules, warnings); a warning is a str 'FILE:LINE: text'.
-    Raises Failure with all faults of the file, one a line.
+    Raises Failure with all faults, one a line; who gives the list of warnings has them then, too.
     """
-    first, last, rules, faults, warnings = [], [], [], [], []
+    first, last, rules, faults, lines, number = [], [], [], [], [], errno.EINVAL
+    warnings = [] if warnings is None else warnings
     if default is not None:
         try:
-            first.append(Rule('command line', 'default', parse(follow_alias(default))))
+            first.append(Rule(COMMAND_LINE, 'default', parse(follow_alias(default))))
         except (Failure, OSError) as error:
-            raise Failure(errno.EINVAL, '%s: %s' % (printable(default), why(error)))
-    for origin, tag, text in [] if path is None else read_lines(path):
+            faults.append('%s: %s' % (printable(default), why(error)))
+    try:
+        lines = read_lines(path) if path is not None else []
+    except Failure as error:
+        faults.append(str(error))
+        number = error.errno
+    for origin, tag, text in lines:
         try:
             if tag not in TAGS:
                 raise bad('%s: not a directive (%s)', printable(tag), ', '.join(TAGS))
@@ -827,7 +876,7 @@ def read_rules(path, default, parse, commands=False):
         except (Failure, OSError) as error:
             faults.append('%s: %s' % (origin, why(error)))
     if faults:
-        raise Failure(errno.EINVAL, '\n'.join(faults))
+        raise Failure(number, '\n'.join(faults))
     return Rules(first + last + rules, path is not None, commands), warnings
 
 
@@ -3286,10 +3335,10 @@ class Control:
 
     def hung_up(self, fd):
         """Somebody left; the keeper, or who asked."""
-        if fd in self.conns:
-            self.hang_up(fd)
-        else:
+        if self.lifeline and fd == self.lifeline.fileno():
             raise Ended('its keeper is gone')
+        if fd in self.conns:                # else recv() was done with it already
+            self.hang_up(fd)
 
     def accept(self):
         """Somebody wants to ask; let him in if he may."""
@@ -3898,12 +3947,14 @@ def ask_sessions():
     """
     found, poller = {}, select.poll()
     with open('/proc/net/unix', errors='replace') as table:
-        names = [line.split()[-1] for line in table if '@' + Control.NAME[1:] in line]
-    for name in names:
+        lines = [line.split() for line in table if '@' + Control.NAME[1:] in line]
+    for line in lines:
         try:
-            asked = Asked(b'\0' + os.fsencode(name[1:]))
-        except OSError:
-            continue                        # gone, or a connection to one
+            if line[3] != '00010000':       # __SO_ACCEPTCON: a listener, no connection to one
+                continue
+            asked = Asked(b'\0' + os.fsencode(line[-1][1:]))
+        except (OSError, IndexError):
+            continue                        # gone meanwhile
         found[asked.sock.fileno()] = asked
         poller.register(asked.sock, select.POLLIN)
     waiting, deadline = set(found), time.monotonic() + ASK_TIME
@@ -4068,7 +4119,7 @@ class Server:
     hand_overs  what is not finished: socket's number -> (socket, pid of the process, deadline);
                 the socket leads to it
     sessions    the interfaces: pid -> what quotas count it by (see container_of())
-    adopted     sessions of earlier daemons at the same place: descriptor -> Asked; its end is theirs
+    adopted     sessions of earlier daemons at the same place: descriptor -> Asked
     """
 
     def __init__(self, listener, rules, read_rules_again, limits=(SESSIONS_MAX, CONTAINER_MAX)):
@@ -4336,6 +4387,87 @@ class Server:
 # process waits for one byte that says that the socket listens and the pidfile is written; a text
 # instead is the error, and it exits with 1.
 
+class Manager:
+    """The service manager that started us, as systemd does it: sd_notify(3), sd_listen_fds(3).
+
+    sockets     str, how many sockets it passed on to us; '' for none
+    listener    the one that we took over, or None
+    """
+
+    def __init__(self, environment):
+        """Take out of the environment what is for us alone: programs of sessions inherit it."""
+        names = ('NOTIFY_SOCKET', 'LISTEN_PID', 'LISTEN_FDS', 'LISTEN_FDNAMES', 'LISTEN_PIDFDID')
+        address, pid, self.sockets = [environment.pop(name, '') for name in names][:3]
+        if pid != str(os.getpid()) or self.sockets == '0':
+            self.sockets = ''
+        self.listener = None
+        self.address = '\0' + address[1:] if address.startswith('@') else address
+
+    def tell(self, *fields):
+        """Send the fields (str, NAME=value) if it wants to know; never waits, never fails."""
+        if not self.address.startswith(('/', '\0')):
+            return
+        try:
+            with socket.socket(AF_UNIX, SOCK_DGRAM) as sock:
+                sock.sendto('\n'.join(fields).encode(), MSG_DONTWAIT | MSG_NOSIGNAL, self.address)
+        except OSError:
+            pass
+
+    def take_listener(self, path):
+        """Take over the listening socket that was passed on. Raises Failure.
+
+        path is where it has to be, absolute, or None for anywhere.
+        """
+        if self.sockets != '1':
+            raise bad('LISTEN_FDS=%s: only one socket can be taken over', printable(self.sockets))
+        doing = 'descriptor %d, the socket of LISTEN_FDS' % LISTENER
+        try:
+            if not stat.S_ISSOCK(os.fstat(LISTENER).st_mode):
+                raise bad('%s: is no socket', doing)
+            os.set_inheritable(LISTENER, False)
+            sock = socket.socket(AF_UNIX, SOCK_STREAM, fileno=LISTENER)
+            domain, kind, listens = (sock.getsockopt(socket.SOL_SOCKET, option) for option in (
+                socket.SO_DOMAIN, socket.SO_TYPE, socket.SO_ACCEPTCONN))
+            if (domain, kind) != (AF_UNIX, SOCK_STREAM):
+                raise bad('%s: is no UNIX stream socket', doing)
+            if not listens:
+                raise bad('%s: does not listen', doing)
+            place = os.fsdecode(sock.getsockname())
+            if path and not is_same_file(path, place):
+                raise bad('socket %s: %s is %s', printable(path), doing, printable(place))
+            sock.setblocking(False)
+        except OSError as error:
+            raise Failure(error.errno, '%s: %s' % (doing, why(error)))
+        self.listener = sock
+
+
+def is_same_file(path, other):
+    """Are two paths one file?"""
+    try:
+        return identity_of(path) == identity_of(other)
+    except (OSError, ValueError):           # an abstract name has a NUL
+        return False
+
+
+def check_ready_fd(fd):
+    """Raises Failure when a descriptor is not there, or not to be written to."""
+    try:
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    except OSError as error:
+        raise Failure(error.errno, '--ready-fd %d: %s' % (fd, why(error)))
+
+
+def report_ready(fd):
+    """Write a newline to a descriptor and close it; nobody has to read it."""
+    try:
+        os.write(fd, b'\n')
+    except OSError:
+        pass
+    os.close(fd)
+    open_standard_streams()                 # it may have been one of them
+
+
 def open_listener(path, mode):
     """Listen on a UNIX socket at an absolute path. Raises Failure.
 
@@ -4550,23 +4682,44 @@ def next_value(words, option):
     return words.pop(0)
 
 
-FLAGS = {'daemon': 'd', 'verbose': 'v', 'help': 'h', 'version': '', 'allow-commands': ''}
+FLAGS = {'daemon': 'd', 'verbose': 'v', 'help': 'h', 'version': '', 'allow-commands': '',
+         'check-config': '', 'list': '', 'json': ''}
 VALUED = {'rcfile': 'f', 'pidfile': 'p', 'mode': 'm', 'user': '', 'max-sessions': '',
-          'max-per-container': ''}
+          'max-per-container': '', 'ready-fd': '', 'test': '', 'completion': '', 'close': '',
+          'capture': '', 'write': 'w'}
+COMPLETED = {'rcfile': 'files', 'pidfile': 'files', 'write': 'files', 'user': 'users',
+             'test': 'networks', 'completion': 'shells'}
+PRINTED = {'help', 'version', 'completion'}     # options that only print a text
+EXAMINING = {'check-config', 'test'}            # options that start nothing
+ASKING = {'list', 'close', 'capture'}           # options about sessions that there are
 
 
-def parse_arguments(arguments):
+def parse_arguments(arguments, inherited=False):
     """The command line as a dictionary; of a repeated option the first counts, of -f the last.
 
-    Raises Usage.
+    Where no SOCKET is needed, since one is inherited or nothing is started, a single argument is
+    the VNL when it has a scheme, and else SOCKET. Raises Usage.
     """
     pairs, rest = split_options(arguments, FLAGS, VALUED)
     options = {}
     for name, value in pairs:
         if name == 'rcfile' or name not in options:
             options[name] = value
-    if 'help' in options or 'version' in options:
+    if options.get('completion', 'bash') != 'bash':
+        raise Usage('--completion %s: only for bash' % options['completion'])
+    if PRINTED & set(options):
         return options
+    for name, other in ('json', 'list'), ('write', 'capture'):
+        if name in options and other not in options:
+            raise Usage('--%s: only with --%s' % (name, other))
+    if ASKING & set(options):
+        if rest or len(ASKING & set(options)) > 1:
+            raise Usage('%s: one of --list, --close and --capture, and nothing else' % (
+                rest[0] if rest else '--list'))
+        return options
+    examined = EXAMINING & set(options)
+    if (examined or inherited) and (not rest or len(rest) == 1 and '://' in rest[0]):
+        rest.insert(0, None)
     if not 1 <= len(rest) <= 2:
         raise Usage('which socket?' if not rest else '%s: one socket and one VNL at most' % rest[2])
     options['socket'] = rest[0]
@@ -4575,49 +4728,330 @@ def parse_arguments(arguments):
         if not options['mode'] or set(options['mode']) - set('01234567') or int(
                 options['mode'], 8) > 0o777:
             raise Usage('-m %s: not an octal mode from 0 to 777' % options['mode'])
+        if inherited:
+            raise Usage('-m: the mode of an inherited socket is the affair of who made it')
         options['mode'] = int(options['mode'], 8)
-    for name, default in ('max-sessions', SESSIONS_MAX), ('max-per-container', CONTAINER_MAX):
-        text = options.get(name, str(default))
-        if set(text) - set('0123456789') or not 0 < len(text) < 10:
-            raise Usage('--%s %s: not a number' % (name, text))
-        options[name] = int(text)
+    for name, default in (('max-sessions', SESSIONS_MAX), ('max-per-container', CONTAINER_MAX),
+                          ('ready-fd', None)):
+        if default is not None or name in options:
+            text = options.get(name, str(default))
+            if set(text) - set('0123456789') or not 0 < len(text) < 10:
+                raise Usage('--%s %s: not a number' % (name, text))
+            options[name] = int(text)
+    if inherited and options.get('ready-fd') == LISTENER:
+        raise Usage('--ready-fd %d: is the inherited socket' % LISTENER)
     for name in 'socket', 'pidfile', 'rcfile':
         if options.get(name) == '':
             raise Usage('%s: an empty path' % name)
-        if options.get(name):
+        if options.get(name) and not examined:
             options[name] = os.path.abspath(options[name])      # before -d changes the directory
     return options
 
 
 def load_rules(options):
-    """The Rules that the command line asks for; warnings are logged. Raises Failure."""
-    rules, warnings = read_rules(options.get('rcfile'), options['vnl'], read_vnl,
-                                 'allow-commands' in options)
-    for warning in warnings:
-        log.line(LOG_WARNING, 'warning: ' + warning)
+    """The Rules that the command line asks for, and a summary; warnings are logged.
+
+    Raises Failure with all faults, one a line.
+    """
+    warnings = []
+    try:
+        rules = read_rules(options.get('rcfile'), options['vnl'], read_vnl,
+                           'allow-commands' in options, warnings)[0]
+    finally:
+        for warning in warnings if 'test' not in options else []:
+            log.line(LOG_WARNING, 'warning: ' + warning)
+    return rules, ', '.join([rules.summary] + [counted(len(warnings), 'warning')] * bool(warnings))
+
+
+def load_rules_again(options, old, manager):
+    """The Rules after SIGHUP: all of the new ones, or the old ones."""
+    manager.tell('RELOADING=1', 'MONOTONIC_USEC=%d' % (time.monotonic() * 1000000))
+    try:
+        rules, summary = load_rules(options)
+        log.line(LOG_NOTICE, 'rules read again: ' + summary)
+    except Failure as error:
+        rules, faults = old, str(error).split('\n')
+        for fault in faults:
+            log.line(LOG_ERR, 'rules not read again, the old ones stay: ' + fault)
+        summary = 'rules not read again, the old ones stay: ' + counted(len(faults), 'fault')
+    manager.tell('READY=1', 'STATUS=' + summary)
     return rules
 
 
-def load_rules_again(options, old):
-    """The Rules after SIGHUP: all of the new ones, or the old ones."""
+def examine(options):
+    """--check-config and --test: tell what a start would find; return the exit status."""
     try:
-        rules = load_rules(options)
-        log.line(LOG_NOTICE, 'rules read again')
-        return rules
+        rules, summary = load_rules(options)
     except Failure as error:
         for fault in str(error).split('\n'):
-            log.line(LOG_ERR, 'rules not read again, the old ones stay: ' + fault)
-        return old
+            log.line(LOG_ERR, fault)
+        return 1
+    if 'check-config' in options:
+        say('%s: %s\n' % (printable(options.get('rcfile', COMMAND_LINE)), summary))
+    return test_vnl(options['test'], rules) if 'test' in options else 0
 
 
-def run(options):
+def test_vnl(text, rules):
+    """Print what a client that asks for a VNL gets, level by level; return the exit status.
+
+    Raises Failure for what is no VNL.
+    """
+    if len(os.fsencode(text)) > VNL_MAX:
+        raise bad('the VNL is longer than %d bytes', VNL_MAX)
+    try:
+        vnl = read_vnl(text) if text else choose_network(text, rules)
+    except Failure as error:
+        raise bad('%s: %s', excerpt(text) or 'the default network', error)
+    verdicts, status = {}, 0
+    try:
+        rules.judge(vnl, verdicts)
+    except Failure:
+        status = 1
+    plug = Plug
+    for level in vnl.levels():
+        if level in verdicts:               # after a refusal the others are not looked at
+            say('%s: %s\n' % (printable(level.head), verdicts[level]))
+        if not status and plug:             # a level inside one of vde_plug's is opened by that
+            plug = PLUGS.get(level.scheme)
+            say('    %s\n' % printable('opens ' + written_out(level, plug) if plug
+                                       else 'runs %s %s' % (Bridge.PROGRAM, level.text)))
+    return status
+
+
+def written_out(level, plug):
+    """The text of one level of a VNL with every default that has a value written out."""
+    address, given = plug.fill_in(level.address, level.options)
+    whole = dict(plug.DEFAULTS, **given)
+    return head_text(plug, level.scheme, address,
+                     {name: whole[name] for name in plug.OPTIONS if name in whole})
+
+
+def ask(options):
+    """--list, --close and --capture. Raises Failure, OSError."""
+    found = ask_sessions()
+    if 'list' in options:
+        list_sessions(found, 'json' in options)
+    elif 'close' in options:
+        close_session(pick_session(options['close'], found))
+    else:
+        capture(pick_session(options['capture'], found), options.get('write', '-'))
+
+
+# The columns of --list: title, key of Control.status(), is it a number?
+COLUMNS = (
+    ('PID', 'pid', True), ('INTERFACE', 'interface', False), ('STATE', 'state', False),
+    ('SINCE', 'since', False), ('NETWORK', 'vnl', False), ('CLIENT', 'client', True),
+    ('UID', 'uid', True), ('GID', 'gid', True), ('CONTAINER', 'container', False),
+    ('IN-FRAMES', 'in_frames', True), ('IN-BYTES', 'in_bytes', True),
+    ('IN-DROPS', 'in_drops', True), ('OUT-FRAMES', 'out_frames', True),
+    ('OUT-BYTES', 'out_bytes', True), ('OUT-DROPS', 'out_drops', True))
+
+
+def list_sessions(found, as_json):
+    """Print what sessions answered; found is a list of Asked."""
+    rows = [dict(asked.facts or {'state': 'no answer'}, pid=str(asked.pid)) for asked in found]
+    if as_json:
+        import json
+        say(json.dumps([{key: int(value) if value.isdigit() and key not in ('interface', 'vnl')
+                         else value for key, value in row.items()} for row in rows],
+                       indent=1, sort_keys=True) + '\n')
+        return
+    for row in rows:
+        if row.get('since', '').isdigit():
+            row['since'] = time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(int(row['since'])))
+    table = [[title for title, _, _ in COLUMNS]]
+    table += [[row.get(key) or '-' for _, key, _ in COLUMNS] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*table)]
+    for line in table:
+        say('  '.join(text.rjust(width) if number else text.ljust(width) for text, width,
+                      (_, _, number) in zip(line, widths, COLUMNS)).rstrip() + '\n')
+
+
+def pick_session(text, found):
+    """The one Asked that a process id or the name of an interface means. Raises Failure."""
+    picked = [asked for asked in found if str(asked.pid) == text] or [
+        asked for asked in found if asked.facts and asked.facts.get('interface') == text]
+    if not picked:
+        raise Failure(errno.ESRCH, '%s: no session of this host that may be asked has this process '
+                      'id or interface; see --list' % printable(text))
+    if len(picked) > 1:
+        raise Failure(errno.EINVAL, '%s: several sessions have this interface; their process ids '
+                      'are %s' % (printable(text), ', '.join(str(asked.pid) for asked in picked)))
+    return picked[0]
+
+
+def is_there(name):
+    """Does a session still listen at its name (bytes)?"""
+    with socket.socket(AF_UNIX, SOCK_SEQPACKET) as sock:
+        return sock.connect_ex(name) == 0
+
+
+def close_session(asked):
+    """End a session and wait until it is gone. Raises Failure, OSError."""
+    def is_gone(seconds):
+        """Is it gone within this time?"""
+        deadline = time.monotonic() + seconds
+        while is_there(asked.name):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+        return True
+
+    if asked.facts:
+        try:
+            asked.sock.send(b'close', MSG_NOSIGNAL)
+        except OSError:
+            pass                            # it is about to end
+    if asked.facts and is_gone(3):
+        return
+    os.kill(asked.pid, signal.SIGTERM)      # its container keeps it from answering
+    if not is_gone(3):
+        raise Failure(errno.ETIMEDOUT, 'session %d does not end' % asked.pid)
+
+
+def capture(asked, path):
+    """Write a session's frames to a file, '-' for stdout, until it ends. Raises Failure."""
+    if path == '-' and os.isatty(1):
+        raise Failure(errno.EINVAL, '--capture: not to a terminal: name a file with -w, or pipe it '
+                      'to tcpdump -r -')
+    try:
+        output = 1 if path == '-' else os.open(
+            path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise Failure(error.errno, '%s: %s' % (printable(path), why(error)))
+    left_out = int((asked.facts or {}).get('left_out', 0))
+    try:
+        write_all(output, PCAP_FILE)
+        while copy_frames(asked, output):
+            time.sleep(0.2)                 # its network went: there will be another relay
+    except BrokenPipeError:                 # the reader has seen enough
+        pass
+    except OSError as error:
+        raise Failure(error.errno, '%s: %s' % (printable(path), why(error)))
+    except KeyboardInterrupt:
+        pass
+    try:
+        asked = Asked(asked.name)
+        select.select([asked.sock], [], [], ASK_TIME)
+        if asked.hear() and asked.facts:
+            left_out = int(asked.facts.get('left_out', left_out)) - left_out
+            if left_out:
+                log.line(LOG_WARNING, 'vdelxcd: the reader was too slow for %d frames' % left_out)
+    except OSError:
+        pass                                # the session ended
+
+
+def write_all(fd, data):
+    """Write all of data to a descriptor. Raises OSError."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view):]
+
+
+def copy_frames(asked, output):
+    """Copy records to a descriptor until the connection ends; is the session still there?"""
+    with socket.socket(AF_UNIX, SOCK_SEQPACKET) as sock:
+        try:
+            sock.connect(asked.name)
+            sock.send(b'capture', MSG_NOSIGNAL)
+        except BrokenPipeError:
+            return True                     # nobody relays just now
+        except OSError:
+            return False
+        while True:
+            try:
+                data = sock.recv(1 << 20)
+            except ConnectionResetError:
+                data = b''
+            if not data:
+                return is_there(asked.name)
+            write_all(output, data)
+
+
+BASH_COMPLETION = r"""# bash completion for vdelxcd
+_vdelxcd() {
+    local piece=${COMP_WORDS[COMP_CWORD]} value= head= option= places=0 joined= word strip
+    local -a words=()
+    for word in "${COMP_WORDS[@]:1:COMP_CWORD}"; do     # bash splits words at : and =, too
+        if [[ $joined || $word == [:=] ]]; then
+            value+=$word
+        else
+            words+=("$value")
+            value=$word
+        fi
+        [[ $word == [:=] ]] && joined=1 || joined=
+    done
+    for word in "${words[@]:1}"; do
+        if [[ $option ]]; then
+            option=
+        else
+            case $word in
+                %(valued)s) option=$word ;;&
+                --test*|--check-config) places=1 ;;     # no socket is needed
+                -*) ;;
+                *) places=$((places + 1)) ;;
+            esac
+        fi
+    done
+    strip=${value%%"${piece#[:=]}"}
+    if [[ ! $option && $value == --*=* ]]; then
+        option=${value%%%%=*} head=${value%%%%=*}= value=${value#*=}
+    elif [[ ! $option && $value == -* ]]; then
+        option=options
+    elif [[ ! $option ]]; then
+        [[ $places -gt 0 ]] && option=--test || option=--rcfile
+    fi
+    COMPREPLY=()
+    case $option in
+        options) mapfile -t COMPREPLY < <(compgen -W '%(options)s' -- "$value") ;;
+        %(users)s) mapfile -t COMPREPLY < <(compgen -u -- "$value") ;;
+        %(shells)s) mapfile -t COMPREPLY < <(compgen -W bash -- "$value") ;;
+        %(files)s)
+            mapfile -t COMPREPLY < <(compgen -f -- "$value")
+            compopt -o filenames 2> /dev/null ;;
+        %(networks)s)
+            mapfile -t COMPREPLY < <(
+                compgen -W '%(schemes)s' -- "$value"
+                [[ $value == */* ]] && compgen -f -- "$value")
+            compopt -o nospace 2> /dev/null ;;
+    esac
+    for word in "${!COMPREPLY[@]}"; do      # only what follows the last : or = is replaced
+        value=$head${COMPREPLY[word]}
+        COMPREPLY[word]=${value#"$strip"}
+    done
+}
+complete -F _vdelxcd vdelxcd vdelxcd.py
+"""
+
+
+def complete_in_bash():
+    """The text of --completion bash: made of the tables of options and schemes."""
+    names = ['--' + name for name in list(FLAGS) + list(VALUED)]
+    names += ['-' + letter for table in (FLAGS, VALUED) for letter in table.values() if letter]
+    fields = {'options': ' '.join(sorted(names)),
+              'schemes': ' '.join(scheme + '://' for scheme in sorted(PLUGS)),
+              'valued': option_pattern(VALUED)}
+    for kind in set(COMPLETED.values()):
+        fields[kind] = option_pattern(name for name in VALUED if COMPLETED.get(name) == kind)
+    return BASH_COMPLETION % fields
+
+
+def option_pattern(names):
+    """The pattern of a shell for options with a value: -f|--rcfile."""
+    return '|'.join('-%s|--%s' % (VALUED[name], name) if VALUED[name] else '--' + name
+                    for name in names)
+
+
+def run(options, manager):
     """Rules, socket, detach, pidfile, ready, serve, clean up. Raises Failure."""
-    rules = load_rules(options)
+    rules, summary = load_rules(options)
     rights.choose(options.get('user'))
     # From now on there is something to remove: signals wait until the server handles them.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    listener = open_listener(options['socket'], options.get('mode'))
-    remove = [(options['socket'], identity_of(options['socket']))]
+    listener, remove = manager.listener, []
+    if listener is None:
+        listener = open_listener(options['socket'], options.get('mode'))
+        remove.append((options['socket'], identity_of(options['socket'])))
     owner, ready = os.getpid(), None
     try:
         if 'daemon' in options:
@@ -4627,8 +5061,12 @@ def run(options):
         if 'pidfile' in options:
             write_pidfile(options['pidfile'])
             remove.append((options['pidfile'], identity_of(options['pidfile'])))
-        server = Server(listener, rules, lambda old: load_rules_again(options, old),
+        server = Server(listener, rules, lambda old: load_rules_again(options, old, manager),
                         (options['max-sessions'], options['max-per-container']))
+        manager.tell('READY=1', 'STATUS=' + summary,
+                     *['MAINPID=%d' % owner] * ('daemon' in options))
+        if 'ready-fd' in options:
+            report_ready(options['ready-fd'])
         if ready is not None:
             log.open_syslog()
             leave_terminal()
@@ -4636,6 +5074,7 @@ def run(options):
             os.close(ready)
             ready = None
         server.serve()
+        manager.tell('STOPPING=1')
     except (Failure, OSError) as error:
         if ready is None:
             raise
@@ -4666,13 +5105,24 @@ def main(arguments):
     """Parse the command line and run; return the exit status."""
     try:
         open_standard_streams()
-        log.open_stderr()
-        options = parse_arguments(arguments)
-        if 'help' in options or 'version' in options:
-            say(HELP if 'help' in options else 'vdelxcd %s\n' % VERSION)
+        manager = Manager(os.environ)
+        options = parse_arguments(arguments, bool(manager.sockets))
+        if PRINTED & set(options):
+            say(HELP if 'help' in options else 'vdelxcd %s\n' % VERSION if 'version' in options
+                else complete_in_bash())
             return 0
+        if EXAMINING & set(options):
+            return examine(options)
+        if ASKING & set(options):
+            ask(options)
+            return 0
+        if 'ready-fd' in options:       # both before the log opens something of the same number
+            check_ready_fd(options['ready-fd'])
+        if manager.sockets:
+            manager.take_listener(options['socket'])
+        log.open_stderr()
         log.verbose = 'verbose' in options
-        run(options)
+        run(options, manager)
         return 0
     except (Failure, OSError) as error:
         for line in (str(error) if isinstance(error, Failure) else why(error)).split('\n'):

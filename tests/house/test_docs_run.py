@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shlex
 import socket
 import subprocess
 
@@ -259,6 +260,19 @@ def test_the_examples_of_the_daemons_page_are_accepted(vdelxcd):
         assert options['socket'] == '/tmp/vde/vdelxcs'
         if options['vnl']:
             vdelxcd.read_vnl(options['vnl'])
+
+
+def test_the_page_shows_what_the_examining_options_print(vdelxcd, capsys, tmp_path):
+    file = tmp_path / 'rules'
+    file.write_text(next(rules for title, rules, _ in rule_examples()
+                         if title == 'Rules: nested networks'))
+    shown = re.search(r'^(# vdelxcd --check-config.*?)^\.Ed', read('man/vdelxcd.1'), re.S | re.M)
+    commands = re.findall(r'^# vdelxcd (.*)\n((?:[^#].*\n)+)', shown.group(1), re.M)
+    assert len(commands) == 2
+    for command, output in commands:
+        words = [word.replace('/etc/vdelxcd.rules', str(file)) for word in shlex.split(command)]
+        assert vdelxcd.main(words) == 0
+        assert tuple(capsys.readouterr()) == (output.replace('/etc/vdelxcd.rules', str(file)), '')
 
 
 def test_the_scheme_of_the_readme_is_one_class_and_one_line(host, new_container, closing, tmp_path):

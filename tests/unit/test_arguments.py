@@ -132,12 +132,33 @@ def test_the_client_refuses_a_vnl_of_more_than_4095_bytes(vdelxcc, capsys):
     (['--', '/s', '-v'], {'vnl': '-v'}),
     (['--user', 'x:y', '--max-s=3', '--max-p', '2', '/s'],
      {'user': 'x:y', 'max-sessions': 3, 'max-per-container': 2}),
+    (['/s', '--ready-fd', '3', '--ready-fd=4'], {'ready-fd': 3}),
 ])
 def test_the_daemon_takes_options_and_arguments_in_any_order(vdelxcd, argv, expected):
     options = vdelxcd.parse_arguments(argv)
     everywhere = {'socket': '/s', 'max-sessions': 2048, 'max-per-container': 256}
     assert {name: value for name, value in options.items() if value is not None} == dict(
         everywhere, **expected)
+
+
+@pytest.mark.parametrize('argv, socket, vnl', [
+    ([], None, None), (['/s'], '/s', None), (['x://'], None, 'x://'), (['/s', '/v'], '/s', '/v'),
+    (['x://', 'y://'], 'x://', 'y://'), (['/a://b', '/v'], '/a://b', '/v'),
+])
+@pytest.mark.parametrize('more', [['--check-config'], ['--test', 'z://'], ['inherited']])
+def test_where_no_socket_is_needed_one_argument_is_the_vnl_when_it_has_a_scheme(
+        vdelxcd, argv, socket, vnl, more):
+    inherited = more == ['inherited']
+    options = vdelxcd.parse_arguments(argv if inherited else more + argv, inherited)
+    if inherited and socket:
+        socket = os.path.abspath(socket)
+    assert (options['socket'], options['vnl']) == (socket, vnl)
+
+
+def test_an_argument_too_many_is_told_whatever_is_asked(vdelxcd):
+    for more in [], ['--check-config'], ['--test', 'z://']:
+        with pytest.raises(vdelxcd.Usage):
+            vdelxcd.parse_arguments(more + ['/s', 'x://', 'y://'], True)
 
 
 def test_paths_of_the_daemon_are_fixed_before_it_detaches(vdelxcd):
@@ -153,7 +174,12 @@ def test_paths_of_the_daemon_are_fixed_before_it_detaches(vdelxcd):
     (['/s', '--ver'], 'ver'), (['/s', '-m', '8'], '8'), (['/s', '-m', ''], '-m'),
     (['/s', '-m', '1777'], '1777'), (['/s', '-m', '-1'], '-1'), (['/s', '-m', '0o600'], '0o600'),
     (['/s', '-m', 'rw'], 'rw'), (['/s', '-i', 'x'], '-i'), ([''], 'empty'),
-    (['/s', '-f', ''], 'empty'), (['/s', '-p', ''], 'empty'),
+    (['/s', '-f', ''], 'empty'), (['/s', '-p', ''], 'empty'), (['/s', '--ready-fd', 'x'], 'x'),
+    (['/s', '--ready-fd', ''], '--ready-fd'), (['/s', '--ready-fd', '-1'], '-1'),
+    (['/s', '--ready-fd', '1\u0662'], '1'), (['/s', '--ready-fd', '9' * 30], '999'),
+    (['--completion', 'zsh'], 'zsh'), (['--completion', ''], 'bash'), (['--completion'], 'value'),
+    (['--test'], '--test'), (['--check-config=x'], 'check-config'),
+    (['--check-config', '-f', ''], 'empty'), (['--test', '', '-m', '8'], '8'),
 ])
 def test_a_command_line_of_the_daemon_that_makes_no_sense_is_told(vdelxcd, argv, word):
     with pytest.raises(vdelxcd.Usage) as caught:
