@@ -707,6 +707,7 @@ class Rule:
     def __init__(self, origin, tag, vnl=None, prefix=None):
         self.origin, self.tag, self.vnl, self.prefix = origin, tag, vnl, prefix
         self.allows = 'deny' not in tag
+        self.nests = bool(vnl.nested if prefix is None else '{' in prefix)
 
     def __str__(self):
         """The line and where it stands."""
@@ -787,10 +788,12 @@ class Rules:
                 told[level] = 'allowed: there are no rules'
             return 'everything is allowed'
         for rule in self.rules:
-            for level in list(waiting):
-                if rule.matches_whole(level):
+            for level in vnl.levels():
+                # A line about a whole decides while any part of it waits, others about the level.
+                undecided = list(level.levels()) if rule.nests else [level]
+                if set(undecided) & set(waiting) and rule.matches_whole(level):
                     decided = list(level.levels())
-                elif rule.matches_level(level) and rule.tag != 'default':
+                elif level in waiting and rule.matches_level(level) and rule.tag != 'default':
                     decided = [level]
                 else:
                     continue
@@ -4124,7 +4127,7 @@ class Server:
 
     def __init__(self, listener, rules, read_rules_again, limits=(SESSIONS_MAX, CONTAINER_MAX)):
         self.listener, self.rules, self.read_rules_again = listener, rules, read_rules_again
-        self.place = listener.getsockname()
+        self.place = os.fsdecode(listener.getsockname())
         self.sessions_max, self.container_max = limits
         self.hand_overs, self.sessions, self.adopted = {}, {}, {}
         self.refused, self.told = 0, 0.0    # by quotas, since it was logged; when that was

@@ -377,6 +377,7 @@ def test_install_puts_everything_in_its_place_and_uninstall_removes_just_that(tr
         script = run(PYTHON, str(program), '--completion', 'bash').stdout
         assert read(str(destination), 'opt/vde', completions + name) == script
         assert re.search(r'^complete .* %s\b' % name, script, re.M)
+        assert run('bash', '-n', str(destination / 'opt/vde' / completions / name)).stderr == ''
     for directory in 'bin', completions:
         (destination / 'opt/vde' / directory / 'other').write_text('not ours')
     make('uninstall', *place, cwd=tree)
