@@ -1098,6 +1098,9 @@ EMPTY = Burst(0)
 SLOT = FRAME_MAX + 1                        # one byte more: shows that a frame is too long
 SMALL_BUFFER = 2 * SLOT
 LARGE_BUFFER = (65536 + SLOT, 2 * 65536)    # of frames from a TAP; of trains from a socket
+# Datagrams in a burst that are worth taking in trains from then on, however short: of a TCP
+# transfer's acknowledgements, 16 then come with one recvmsg().
+BUSY = 8
 
 
 class Packets(Plug):
@@ -1712,7 +1715,8 @@ class Overlay(Plug):
                 if self.look(burst.buf, at, stop, peer, now):
                     starts.append(at + headroom)
                     ends.append(stop)
-        if len(burst.buf) == SMALL_BUFFER and ends and ends[-1] + SLOT > SMALL_BUFFER:
+        if len(burst.buf) == SMALL_BUFFER and ends and (
+                len(ends) >= BUSY or ends[-1] + SLOT > SMALL_BUFFER):
             self.burst = Burst(LARGE_BUFFER[1])
             for port in self.ports.values():
                 port.grow()
@@ -1899,7 +1903,8 @@ class Udp(Plug):
                 else:
                     self.drops += stop > start
                 start = stop
-        if len(burst.buf) == SMALL_BUFFER and ends and ends[-1] + SLOT > SMALL_BUFFER:
+        if len(burst.buf) == SMALL_BUFFER and ends and (
+                len(ends) >= BUSY or ends[-1] + SLOT > SMALL_BUFFER):
             self.burst = Burst(LARGE_BUFFER[1])
             self.port.grow()
         return burst
