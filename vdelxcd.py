@@ -1000,6 +1000,7 @@ class Plug:
     gap             bytes that recv() of a TAP leaves free before each frame; the relay sets it
     turns           frames or datagrams that recv() reads at most; the relay sets it
     mtu()           the largest MTU of the interface that the network carries in one piece
+    fragments(mtu)  would the network's datagrams be fragmented at this MTU of the interface?
     tend()          called beside the relay by its keeper: do what takes rights; the seconds until
                     it is called again, or None. Raises PlugGone
 
@@ -1075,6 +1076,9 @@ class Plug:
 
     def mtu(self):
         return MTU
+
+    def fragments(self, mtu):
+        return False
 
     def tend(self):
         return None
@@ -1770,6 +1774,9 @@ class Overlay(Plug):
     def mtu(self):
         return path_mtu(self.everyone, self.index) - self.headroom - ETHERNET_HEADER
 
+    def fragments(self, mtu):
+        return mtu > self.mtu()
+
 
 class Vxvde(Overlay):
     """vxvde://GROUP: a network without a switch; a peer is an address and a port.
@@ -1929,6 +1936,9 @@ class Udp(Plug):
 
     def mtu(self):
         return path_mtu(self.peer) - ETHERNET_HEADER
+
+    def fragments(self, mtu):
+        return mtu > self.mtu()
 
 
 def split_host(text):
@@ -2930,6 +2940,9 @@ class Vlan(Plug):
     def mtu(self):
         return self.inner.mtu() - TAG_SIZE
 
+    def fragments(self, mtu):
+        return self.inner.fragments(mtu + TAG_SIZE)
+
     def tend(self):
         return self.inner.tend()
 
@@ -3558,7 +3571,7 @@ class Order:
     who         str, name and peer's pid, uid and gid, printable
     asked       str, the VNL as the client gave it, fit for the log
     container   str, what quotas count it by; see container_of()
-    keys        those of the client's keys that ask for something; of any mapping only the names
+    keys        those of the client's keys that ask for something, as a dict of str
     vnl         Vnl, allowed by the rules; of a Vnl that was packed only what plugs need is there
     """
 
@@ -3568,7 +3581,8 @@ class Order:
 
     def pack(self):
         """All of it as bytes: texts with NULs between them; each level of the VNL has four."""
-        keys = [key for key in ABILITIES if key in self.keys]
+        keys = ['%s=%s' % (key, self.keys[key]) for key in ABILITIES
+                if self.keys.get(key, '').isalnum()]
         texts = [self.name, self.who, self.asked, self.container, ' '.join(keys)]
         for level in self.vnl.levels():
             texts += [level.scheme, level.address, level.head, '\n'.join(
@@ -3589,7 +3603,8 @@ class Order:
                 option, equals, value = field.partition('=')
                 options[option] = value if equals else None
             vnl = Vnl(scheme, address, options, vnl, head)
-        return cls(name, who, asked, container, keys.split(), vnl)
+        keys = dict(pair.partition('=')[::2] for pair in keys.split())
+        return cls(name, who, asked, container, keys, vnl)
 
 
 def hear_client(conn, link, rules):
@@ -3697,11 +3712,20 @@ def serve_interface(link, done, place):
         os.close(fds[0])
         refuse(conn, error, order.asked, who, order.keys)
         return
-    if reply(conn, 0, **({'mtu': plug.mtu()} if 'mtu' in order.keys else {})):
+    mtu, answer = order.keys.get('mtu', str(MTU)), {}
+    too_big = mtu.isdigit() and len(mtu) < 6 and plug.fragments(int(mtu))
+    if 'mtu' in order.keys:
+        answer['mtu'] = plug.mtu()
+    if answer and too_big:
+        answer['fragmented'] = 1
+    if reply(conn, 0, **answer):
         conn.close()
         done.send(b'+')
         done.close()
         log.detail('open interface: %s (%s)' % (excerpt(vnl.text), who))
+        if too_big:
+            log.detail('the MTU of %s does not fit: datagrams will be fragmented; it may be %d: '
+                       '%s (%s)' % (mtu, plug.mtu(), excerpt(vnl.text), who))
         session.carry()
     else:
         session.close()

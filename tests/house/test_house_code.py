@@ -19,7 +19,7 @@ CLIENT_LINES, DAEMON_LINES, COLUMNS = 850, 5300, 100
 
 # the methods that the docstring of Plug describes, in the order in which every plug has them
 CONTRACT = ['bare_option', 'normal_address', 'fill_in', 'open', '__init__', 'fds', 'recv', 'send',
-            'close', 'hung_up', 'mtu', 'tend']
+            'close', 'hung_up', 'mtu', 'fragments', 'tend']
 
 
 def source(path):
