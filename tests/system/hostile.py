@@ -28,7 +28,7 @@ TUNSETIFF, TUNSETQUEUE, TUNSETCARRIER = 0x400454ca, 0x400454d9, 0x400454e2
 TUN, TAP, NAPI, NO_PI, VNET_HDR, MULTI_QUEUE, DETACH = 1, 2, 0x10, 0x1000, 0x4000, 0x0100, 0x0400
 PATIENCE = 12
 CLONE_NEWNS, MS_REC_PRIVATE = 0x20000, 0x44000
-PIDFD_OPEN, MEMFD_CREATE, INOTIFY, TIMERFD, SIGNALFD, IO_URING = 434, 319, 294, 283, 289, 425
+PIDFD_OPEN, BPF = 434, {'x86_64': 321, 'aarch64': 280}.get(os.uname().machine, -1)
 
 libc = ctypes.CDLL(None, use_errno=True)
 path = ''                   # of the daemon's socket
@@ -269,7 +269,6 @@ DESCRIPTORS = {
     'memory of a process': lambda: [os.open('/proc/self/mem', os.O_RDWR)],
     'namespace': lambda: [os.open('/proc/self/ns/net', os.O_RDONLY)],
     'a connection to the daemon': connection,
-    'TCP that lingers': lingering,
     'no interface': lambda: [os.open('/dev/net/tun', os.O_RDWR)],
     'TUN': lambda: [tun('bad0', TUN | NO_PI)],
     'TUN with packet-info header': lambda: [tun('bad0', TUN)],
@@ -328,9 +327,9 @@ def in_two_messages(second):
 # ---- a file system that does not answer ---------------------------------------------------------
 
 class Fuse:
-    """A FUSE file system, <linux/fuse.h> 7.31, with one file; asked silent, it says nothing more.
+    """A FUSE file system, <linux/fuse.h> 7.31, with one file.
 
-    silent is the set of requests that are read and never answered.
+    silent is the set of requests of others that are read and never answered.
     """
 
     IN, OUT = struct.Struct('=IIQQIIII'), struct.Struct('=IiQ')
@@ -339,7 +338,6 @@ class Fuse:
 
     def __init__(self, mode, rdev=0, silent=()):
         self.mode, self.rdev, self.silent = mode, rdev, set(silent)
-        self.seen = []
         self.device = os.open('/dev/fuse', os.O_RDWR)
         self.place = tempfile.mkdtemp()
         options = 'fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other' % self.device
@@ -357,9 +355,8 @@ class Fuse:
                 request = os.read(self.device, 1 << 18)
             except OSError:
                 return
-            _, what, unique, node, _, _, _, _ = self.IN.unpack_from(request)
-            self.seen.append(what)
-            if what in self.silent or what in (self.FORGET, self.INTERRUPT):
+            _, what, unique, node, _, _, pid, _ = self.IN.unpack_from(request)
+            if what in (self.FORGET, self.INTERRUPT) or what in self.silent and pid != os.getpid():
                 continue
             error, reply = 0, b''
             if what == self.INIT:
@@ -385,13 +382,13 @@ class Fuse:
 
     def close(self):
         """Unmount; whoever waits for an answer gets an error."""
-        checked(libc.umount2(self.place.encode(), 2))           # MNT_DETACH
+        checked(libc.umount2(self.place.encode(), 3))           # MNT_FORCE | MNT_DETACH
         os.close(self.device)
         os.rmdir(self.place)
 
 
 FILE, TUN_NODE = (0o100666, 0), (0o020666, 10 << 8 | 200)
-FUSES = {
+FUSES = {                   # where who gets the descriptor waits
     'fstat': (FILE, [Fuse.GETATTR]),
     'ioctl': (FILE, [Fuse.IOCTL]),
     'close': (FILE, [Fuse.FLUSH]),
@@ -403,33 +400,42 @@ mounted = {}
 
 
 def fuse(kind):
-    """Send a file whose file system stays silent; what became of it comes with fuse_answer()."""
+    """Send a file whose file system stays silent."""
     node, silent = FUSES[kind]
-    mounted[kind] = Fuse(*node)
+    mounted[kind] = Fuse(*node, silent=silent)
     fd = mounted[kind].open()
     if node == TUN_NODE:
-        fcntl.ioctl(fd, TUNSETIFF, struct.pack('16sH22x', b'bad0', GOOD))
-    mounted[kind].silent.update(silent)
+        fcntl.ioctl(fd, TUNSETIFF, struct.pack('16sH22x', b'fuse0', GOOD))
     conn = connect()
     conn.sendmsg([REQUEST], rights([fd]))
-    if node == FILE and Fuse.FLUSH in silent:       # our own close() would wait, too
-        held.setdefault('fuse', []).append(fd)
-    else:
-        os.close(fd)
-    held['fuse ' + kind] = conn, time.monotonic()
+    os.close(fd)
+    held['fuse ' + kind] = conn
 
 
-def fuse_answer(kind):
-    """What the daemon answered, after how many seconds, and what the file system was asked."""
-    conn, since = held.pop('fuse ' + kind)
-    return answer(conn), time.monotonic() - since, mounted[kind].seen
+def linger():
+    """Send a TCP socket whose close() waits."""
+    fds = lingering()
+    conn = connect()
+    conn.sendmsg([REQUEST], rights(fds))
+    drop(fds)                               # from now on the last close() is the daemon's
+    held['linger'] = conn
 
 
-def fuse_end():
+def hanging():
+    """What became of those requests so far: '' for no answer yet."""
+    found = []
+    for name in sorted(name for name in held if name.startswith('fuse ') or name == 'linger'):
+        try:
+            found.append(held[name].recv(100, socket.MSG_DONTWAIT).decode('latin-1'))
+        except BlockingIOError:
+            found.append('')
+    return found
+
+
+def hanging_end():
     """Unmount all; who waits for an answer has an error."""
     for kind in list(mounted):
         mounted.pop(kind).close()
-    drop(held.pop('fuse', []))
 
 
 # ---- the holder of a duplicate ------------------------------------------------------------------
@@ -475,6 +481,16 @@ def filter_frames(name, *instructions):
         return 0
     except OSError as error:
         return error.errno
+
+
+def extended_filter(name, request, verdict):
+    """Have an eBPF program that returns verdict steer or filter frames; 0 or the errno."""
+    code = struct.pack('=BBhiBBhi', 0xb7, 0, 0, verdict, 0x95, 0, 0, 0)     # r0 = verdict; exit
+    code, licence = ctypes.create_string_buffer(code), ctypes.create_string_buffer(b'GPL')
+    attributes = ctypes.create_string_buffer(struct.pack(
+        '=IIQQIIQ80x', 1, 2, ctypes.addressof(code), ctypes.addressof(licence), 0, 0, 0))
+    fd = libc.syscall(BPF, 5, attributes, len(attributes) - 1)              # BPF_PROG_LOAD
+    return control(name, request, fd) if fd >= 0 else ctypes.get_errno()
 
 
 def attach_again(name, flags):

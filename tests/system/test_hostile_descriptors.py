@@ -1,7 +1,6 @@
 """Everything that is no good TAP is refused with an errno, and costs the daemon nothing."""
 
 import errno
-import stat
 
 import pytest
 
@@ -57,4 +56,31 @@ def test_an_offload_header_that_was_announced_and_is_missing_is_refused(scene):
     before = costs(scene)
     assert scene.attacker.hand('bad0', 'null://', 0x1002, 'offload=1\0').startswith('22\0')
     scene.attacker.let_go('bad0')
+    cost_nothing(scene, before)
+
+
+# ---- descriptors that make whoever touches them wait --------------------------------------------
+
+def server_descriptors(scene):
+    return [each.fds for each in belonging(scene.daemon) if each.pid == scene.daemon.process.pid]
+
+
+def test_who_waits_for_a_descriptor_is_cut_off_and_everybody_else_is_served(scene):
+    """Files of a file system that never answers, and a socket whose close() waits.
+
+    The kernel lets nobody kill a process that waits for a file system, until that one goes.
+    """
+    before, mine = costs(scene), server_descriptors(scene)
+    for kind in sorted(FUSES):
+        scene.attacker.fuse(kind)
+    scene.attacker.linger()
+    with scene.bystanders.pinging():
+        assert scene.bystanders.serve_newcomer() < 2
+        assert len(belonging(scene.daemon)) > len(before)           # they do hang
+        wait_until(lambda: server_descriptors(scene) == mine, 7, 'the server waits no more')
+        assert scene.bystanders.serve_newcomer() < 2
+    answers = scene.attacker.hanging()
+    assert len(answers) == len(FUSES) + 1
+    assert all(answer == '' or refused(answer) for answer in answers), answers
+    scene.attacker.hanging_end()
     cost_nothing(scene, before)
