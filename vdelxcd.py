@@ -1328,7 +1328,7 @@ def ip_text(text):
     try:
         return socket.inet_ntop(family, socket.inet_pton(family, text))
     except (OSError, ValueError):
-        raise ValueError('%s is not an IP address' % printable(text))
+        raise ValueError('%s is not an IP address' % (printable(text) or 'nothing'))
 
 
 def is_multicast(address):
@@ -1336,6 +1336,11 @@ def is_multicast(address):
     family = ip_family(address).FAMILY
     first = socket.inet_pton(family, address)[0]
     return first == 0xff if family == AF_INET6 else 0xe0 <= first <= 0xef
+
+
+def address_option(value):
+    """The check of an option that is an IP address."""
+    return ip_text(value or '')
 
 
 def interface_option(value):
@@ -1431,7 +1436,7 @@ class Overlay(Plug):
     STYLE = '/'
     OPTIONS = {'port': number(1, 65535), 'vni': vni, 'grp': group_number, 'ttl': number(1, 255),
                'v4': flag, 'v6': flag, 'rcvbuf': size, 'hashsize': number(1, 1 << 24),
-               'expiretime': number(1, 1 << 31), 'if': interface_option, 'bind': ip_text}
+               'expiretime': number(1, 1 << 31), 'if': interface_option, 'bind': address_option}
     DEFAULTS = {'port': '14789', 'vni': '1', 'ttl': '1', 'hashsize': '1024', 'expiretime': '128'}
     IDENTITY = ('port', 'vni')
     headroom = VXLAN_HEADER.size

@@ -11,7 +11,7 @@ import time
 import pytest
 
 import peers
-from aftermath import new_bystanders, private_memory                                            # noqa: F401
+from aftermath import new_bystanders, private_memory                            # noqa: F401
 from conftest import wait_until
 from peers import carrier, expect, frame, join
 
