@@ -132,6 +132,8 @@ SIGNALS = SIGCHLD, SIGTERM, SIGINT, SIGHUP = tuple(map(int, (
 SO_SNDBUFFORCE = 32
 SO_RCVBUFFORCE = 33
 IP_MTU, IPV6_MTU = 14, 24                   # of the path of a connected socket
+IP_MTU_DISCOVER, IPV6_MTU_DISCOVER = 10, 23
+PMTUDISC_OMIT = 5                           # only the interface's own MTU counts (Linux 3.15)
 IP_MULTICAST_ALL = 49
 IPV6_MULTICAST_ALL = 29
 IP_MREQN = struct.Struct('4s4si')           # struct ip_mreqn: group, address, interface index
@@ -1272,7 +1274,7 @@ class IPv4:
     TTL, MULTICAST_TTL = socket.IP_TTL, socket.IP_MULTICAST_TTL
     MULTICAST_IF, MULTICAST_ALL = socket.IP_MULTICAST_IF, IP_MULTICAST_ALL
     MULTICAST_LOOP, JOIN = socket.IP_MULTICAST_LOOP, socket.IP_ADD_MEMBERSHIP
-    MTU, HEADERS = IP_MTU, 20 + 8           # bytes of the IP and UDP headers
+    MTU, MTU_DISCOVER, HEADERS = IP_MTU, IP_MTU_DISCOVER, 20 + 8    # bytes: IP and UDP headers
 
     @staticmethod
     def membership(group, index):
@@ -1297,7 +1299,7 @@ class IPv6:
     TTL, MULTICAST_TTL = socket.IPV6_UNICAST_HOPS, socket.IPV6_MULTICAST_HOPS
     MULTICAST_IF, MULTICAST_ALL = socket.IPV6_MULTICAST_IF, IPV6_MULTICAST_ALL
     MULTICAST_LOOP, JOIN = socket.IPV6_MULTICAST_LOOP, socket.IPV6_JOIN_GROUP
-    MTU, HEADERS = IPV6_MTU, 40 + 8
+    MTU, MTU_DISCOVER, HEADERS = IPV6_MTU, IPV6_MTU_DISCOVER, 40 + 8
 
     @staticmethod
     def membership(group, index):
@@ -1326,7 +1328,7 @@ def ip_text(text):
     try:
         return socket.inet_ntop(family, socket.inet_pton(family, text))
     except (OSError, ValueError):
-        raise ValueError('%s is not an IP address' % printable(text))
+        raise ValueError('%s is not an IP address' % (printable(text) or 'nothing'))
 
 
 def is_multicast(address):
@@ -1334,6 +1336,11 @@ def is_multicast(address):
     family = ip_family(address).FAMILY
     first = socket.inet_pton(family, address)[0]
     return first == 0xff if family == AF_INET6 else 0xe0 <= first <= 0xef
+
+
+def address_option(value):
+    """The check of an option that is an IP address."""
+    return ip_text(value or '')
 
 
 def interface_option(value):
@@ -1392,6 +1399,22 @@ def set_buffer(sock, forced, polite, size):
         sock.setsockopt(socket.SOL_SOCKET, polite, size)
 
 
+def set_reach(sock, family, ttl):
+    """Say how many routers a datagram may pass, plus one. Raises OSError.
+
+    With 1 there is no router that could complain of a datagram's size, and no such complaint is
+    believed: one forged ICMP error would have the kernel cut all datagrams to 552 bytes, for ten
+    minutes.
+    """
+    sock.setsockopt(family.LEVEL, family.TTL, ttl)
+    sock.setsockopt(family.LEVEL, family.MULTICAST_TTL, ttl)
+    if ttl == 1:
+        try:
+            sock.setsockopt(family.LEVEL, family.MTU_DISCOVER, PMTUDISC_OMIT)
+        except OSError:                     # an older kernel
+            pass
+
+
 def join_group(sock, family, group, index):
     """Hear a multicast group, on one interface or (0) where the routing says. Raises OSError."""
     try:
@@ -1413,7 +1436,7 @@ class Overlay(Plug):
     STYLE = '/'
     OPTIONS = {'port': number(1, 65535), 'vni': vni, 'grp': group_number, 'ttl': number(1, 255),
                'v4': flag, 'v6': flag, 'rcvbuf': size, 'hashsize': number(1, 1 << 24),
-               'expiretime': number(1, 1 << 31), 'if': interface_option, 'bind': ip_text}
+               'expiretime': number(1, 1 << 31), 'if': interface_option, 'bind': address_option}
     DEFAULTS = {'port': '14789', 'vni': '1', 'ttl': '1', 'hashsize': '1024', 'expiretime': '128'}
     IDENTITY = ('port', 'vni')
     headroom = VXLAN_HEADER.size
@@ -1585,8 +1608,7 @@ class Vxvde(Overlay):
         receive_buffer = options.get('rcvbuf', RECEIVE_BUFFER)
         own = open_udp(family, options.get('bind', family.ANY), 0, 0, receive_buffer)
         self.sender = self.add_socket(own)
-        own.setsockopt(family.LEVEL, family.TTL, int(options['ttl']))
-        own.setsockopt(family.LEVEL, family.MULTICAST_TTL, int(options['ttl']))
+        set_reach(own, family, int(options['ttl']))
         if index:
             own.setsockopt(family.LEVEL, family.MULTICAST_IF, family.outgoing(index))
         heard = open_udp(family, group, int(options['port']), index, receive_buffer, reuse=True)
@@ -1636,8 +1658,7 @@ class Vxlan(Overlay):
         sock = open_udp(family, family.ANY, int(options['port']), 0,
                         options.get('rcvbuf', RECEIVE_BUFFER))
         self.sender = self.add_socket(sock)
-        sock.setsockopt(family.LEVEL, family.TTL, int(options['ttl']))
-        sock.setsockopt(family.LEVEL, family.MULTICAST_TTL, int(options['ttl']))
+        set_reach(sock, family, int(options['ttl']))
         sock.setsockopt(family.LEVEL, family.MULTICAST_LOOP, 0)
         if index:
             sock.setsockopt(family.LEVEL, family.MULTICAST_IF, family.outgoing(index))
@@ -1913,7 +1934,7 @@ class Vde(PathPlug, LocalSocket):
                'mode': mode_option}
     DEFAULTS = {'mode': '700'}
     IDENTITY = ('port', 'portgroup')
-    ANSWER_TIME = 3             # seconds that a switch has to answer
+    ANSWER_TIME = 3.0           # seconds that a switch has to let us in and to answer
 
     @staticmethod
     def bare_option(text):
@@ -1926,9 +1947,7 @@ class Vde(PathPlug, LocalSocket):
     def __init__(self, vnl, who):
         data = socket.socket(AF_UNIX, SOCK_DGRAM)
         self.control = socket.socket(AF_UNIX, SOCK_STREAM)
-        # These bound connect() as well; settimeout() would make a full backlog fail at once.
-        for option in socket.SO_SNDTIMEO, socket.SO_RCVTIMEO:
-            self.control.setsockopt(socket.SOL_SOCKET, option, TIMEVAL.pack(self.ANSWER_TIME, 0))
+        self.deadline = time.monotonic() + self.ANSWER_TIME
         name = None
         doing = 'switch ' + (printable(vnl.address) or '(default)')
         try:
@@ -1958,6 +1977,18 @@ class Vde(PathPlug, LocalSocket):
         self.control.setblocking(False)
         super().__init__(data)
 
+    def limit_waiting(self):
+        """Let the next call wait until the deadline at most. Raises OSError when that is over.
+
+        These bound connect() as well; settimeout() would make a full backlog fail at once.
+        """
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        for option in socket.SO_SNDTIMEO, socket.SO_RCVTIMEO:
+            self.control.setsockopt(socket.SOL_SOCKET, option,
+                                    TIMEVAL.pack(int(left), int(left % 1 * 1e6) or 1))
+
     def connect_control(self, path, portgroup):
         """Connect to a switch's control socket; return the switch's directory."""
         home = os.environ.get('HOME') or pwd.getpwuid(os.getuid()).pw_dir
@@ -1971,6 +2002,7 @@ class Vde(PathPlug, LocalSocket):
                     raise Failure(errno.EINVAL, 'portgroup %s: not a name' % printable(name))
                 try:
                     pack_path(os.path.join(place, name))
+                    self.limit_waiting()
                     self.control.connect(os.path.join(place, name))
                     return place
                 except OSError as error:
@@ -2009,6 +2041,7 @@ class Vde(PathPlug, LocalSocket):
         self.control.sendall(request + pack_path(name) + os.fsencode(who)[:SWITCH_TEXT_MAX])
         answer = b''
         while len(answer) < SOCKADDR_UN.size:
+            self.limit_waiting()
             part = self.control.recv(SOCKADDR_UN.size - len(answer))
             if not part:
                 raise Failure(errno.EBUSY if port else errno.ECONNREFUSED,

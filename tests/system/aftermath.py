@@ -2,10 +2,14 @@
 
 A Baseline is noted before the attack; its check() afterwards waits until processes, descriptors
 and processor time are back, five seconds at most. Bystanders are two containers on a network of
-the daemon that nobody attacks on purpose, and a third that comes later.
+the daemon, and a third that comes later.
 """
 
+import contextlib
 import os
+import re
+import signal
+import subprocess
 import time
 
 import pytest
@@ -113,34 +117,55 @@ class Baseline:
 
 
 class Bystanders:
-    """Two innocent containers that ping each other on a network, and newcomers on the same.
+    """Two containers that ping each other on a network, and newcomers on the same.
 
-    new_container makes a Container. The network is one of its own unless another is given.
+    new_container makes a Container. The other one may have another daemon (on another host), and
+    another VNL. shared says whether more than two can join.
     """
 
-    def __init__(self, daemon, new_container, vnl='vxvde:///port=14900/if=lo', net='10.9.9'):
-        self.daemon, self.vnl, self.net = daemon, vnl, net
+    def __init__(self, daemon, new_container, vnl='vxvde:///port=14900/if=lo', net='10.9.9',
+                 daemon2=None, vnl2=None, shared=True):
+        self.daemon, self.vnl, self.net, self.shared = daemon, vnl, net, shared
         self.pinger, self.other, self.newcomer = (new_container(name) for name in (
             'innocent', 'other', 'newcomer'))
-        for container, number in (self.pinger, 1), (self.other, 2):
-            container.client('-s', daemon.socket, '-i', 'vde0', vnl)
+        for container, number, its_daemon, its_vnl in (
+                (self.pinger, 1, daemon, vnl), (self.other, 2, daemon2 or daemon, vnl2 or vnl)):
+            container.client('-s', its_daemon.socket, '-i', 'vde0', its_vnl)
             container.up('vde0', '%s.%d/24' % (net, number))
-        self.pinger.ping(net + '.2')
-        self.baseline = Baseline(daemon)
+        self.ping()
+        self.note()
 
-    def ping(self, count=3):
+    def note(self):
+        """What the daemon uses now is what it may use afterwards."""
+        self.baseline = Baseline(self.daemon)
+
+    def ping(self, count=3, size=56):
         """The innocent's ping goes on."""
-        self.pinger.ping(self.net + '.2', count)
+        self.pinger.ping(self.net + '.2', count, size=size)
+
+    @contextlib.contextmanager
+    def pinging(self, least=0.9):
+        """While this lasts a ping goes on, of which the least share is answered."""
+        ping = self.pinger.popen('ping', '-q', '-n', '-i', '0.05', self.net + '.2',
+                                 stdout=subprocess.PIPE)
+        yield
+        ping.send_signal(signal.SIGINT)
+        text = ping.communicate(timeout=10)[0].decode()
+        sent, answered = map(int, re.search(r'(\d+) packets transmitted, (\d+) received',
+                                            text).groups())
+        assert answered >= least * (sent - 1), text         # the last one may be under way
 
     def serve_newcomer(self):
         """A newcomer gets an interface in time, and it works; the seconds until it had it."""
         since = time.monotonic()
-        self.newcomer.client('-s', self.daemon.socket, '-i', 'new0', self.vnl)
+        self.newcomer.client('-s', self.daemon.socket, '-i', 'new0',
+                             self.vnl if self.shared else 'vxvde:///port=14901/if=lo')
         took = time.monotonic() - since
         assert took < SERVED, 'the newcomer waited for %.1f s' % took
-        self.newcomer.up('new0', self.net + '.3/24')
-        wait_until(lambda: self.newcomer.ping(self.net + '.1', 1, check=False).returncode == 0,
-                   SERVED, 'the newcomer is on the network')
+        if self.shared:
+            self.newcomer.up('new0', self.net + '.3/24')
+            wait_until(lambda: self.newcomer.ping(self.net + '.1', 1, False).returncode == 0,
+                       SERVED, 'the newcomer is on the network')
         self.newcomer.ip('link delete new0')
         return took
 
