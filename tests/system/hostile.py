@@ -452,6 +452,11 @@ def hand_again(name, vnl='null://'):
     return ask((vnl + '\0').encode(), [held[name]])
 
 
+def delete(name):
+    """Delete an interface, whatever its name is."""
+    subprocess.check_call(['ip', 'link', 'del', 'dev', os.fsencode(name)])
+
+
 def let_go(name):
     """Close the duplicate."""
     os.close(held.pop(name))
