@@ -426,7 +426,8 @@ def hanging():
     found = []
     for name in sorted(name for name in held if name.startswith('fuse ') or name == 'linger'):
         try:
-            found.append(held[name].recv(100, socket.MSG_DONTWAIT).decode('latin-1'))
+            held[name].setblocking(False)
+            found.append(held[name].recv(100).decode('latin-1'))
         except BlockingIOError:
             found.append('')
     return found
@@ -436,6 +437,8 @@ def hanging_end():
     """Unmount all; who waits for an answer has an error."""
     for kind in list(mounted):
         mounted.pop(kind).close()
+        held.pop('fuse ' + kind).close()
+    held.pop('linger').close()
 
 
 # ---- the holder of a duplicate ------------------------------------------------------------------
@@ -597,6 +600,16 @@ def storm(count, name, vnl='null://'):
         os.close(fd)
         conns.append(conn)
     return [answer(conn) for conn in conns]
+
+
+def refusals(count, request):
+    """The answers to so many requests with a good TAP, one after the other."""
+    answers = []
+    for _ in range(count):
+        fd = tun('odd0', GOOD)
+        answers.append(ask(request.encode('utf-8', 'surrogateescape') + b'\0', [fd]))
+        os.close(fd)
+    return answers
 
 
 def half_close(step):
