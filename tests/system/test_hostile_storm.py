@@ -68,8 +68,9 @@ def test_clients_that_keep_coming_do_not_keep_a_newcomer_out(scene, new_containe
 
 
 def test_a_peer_that_closes_one_direction_gets_what_it_can_hear(scene):
-    for step, answers in (('reading, before', ['', 'reset']), ('reading, after', ['', 'reset', '0\0']),
-                          ('writing, half', ['%d\0' % errno.EPIPE]), ('writing, whole', ['0\0'])):
+    for step, answers in (
+            ('reading, before', ['', 'reset']), ('reading, after', ['', 'reset', '0\0']),
+            ('writing, half', ['%d\0' % errno.EPIPE]), ('writing, whole', ['0\0'])):
         for _ in range(10):
             assert scene.attacker.half_close(step) in answers, step
             scene.attacker.ip('link del half0', check=False)
