@@ -577,11 +577,18 @@ def silent(count, request=''):
         connections.append(conn)
 
 
+def silent_over():
+    """How many of the silent ones have been answered or cut off."""
+    poller = select.poll()
+    for conn in connections:
+        poller.register(conn, select.POLLIN)
+    return len(poller.poll(0))
+
+
 def silent_end():
     """The silent ones go; how many had been answered or cut off."""
-    over = 0
+    over = silent_over()
     for conn in connections:
-        over += bool(select.select([conn], [], [], 0)[0]) if conn.fileno() < 1024 else 0
         conn.close()
     del connections[:]
     return over

@@ -8,6 +8,8 @@ import os
 import resource
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import tempfile
 import threading
@@ -53,8 +55,9 @@ def test_with_500_silent_clients_a_newcomer_is_served(scene, request_text):
     scene.prove()
 
 
-def test_clients_that_keep_coming_do_not_keep_a_newcomer_out(scene, new_container):
+def test_clients_that_keep_coming_do_not_keep_a_newcomer_out(new_scene, new_container):
     """Twelve hundred, one after the other, by two who do not wait."""
+    scene = new_scene()
     helper = Attacker(new_container('helper'), scene.daemon)
     for each in scene.attacker, helper:
         each.begin('silent', 600)
@@ -62,8 +65,33 @@ def test_clients_that_keep_coming_do_not_keep_a_newcomer_out(scene, new_containe
     print('newcomers were served after', took)
     for each in scene.attacker, helper:
         each.end()
-        each.silent_end()
     helper.stop()
+    scene.attacker.silent_end()
+    scene.prove()
+
+
+def test_500_silent_clients_do_not_cut_off_who_waits_for_a_slow_network(scene, tmp_path):
+    """A switch that takes a second to answer; many more clients come meanwhile."""
+    newcomer = scene.bystanders.newcomer
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control, socket.socket(
+            socket.AF_UNIX, socket.SOCK_DGRAM) as data:
+        os.chmod(str(tmp_path), 0o777)
+        control.bind(str(tmp_path / 'ctl'))
+        data.bind(str(tmp_path / 'data'))
+        control.listen(1)
+        control.settimeout(10)
+        client = newcomer.popen(PYTHON, os.path.join(os.path.dirname(DAEMON), 'vdelxcc.py'), '-s',
+                                scene.daemon.socket, '-i', 'slow0', 'vde://%s' % tmp_path)
+        conn = control.accept()[0]
+        scene.attacker.silent(500)
+        wait_until(lambda: scene.attacker.silent_over() > 300, 5)
+        conn.settimeout(10)
+        conn.recv(4096)
+        conn.send(struct.pack('=H108s', socket.AF_UNIX, os.fsencode(str(tmp_path / 'data'))))
+        assert client.wait(10) == 0
+        newcomer.ip('link del slow0')
+        conn.close()
+    scene.attacker.silent_end()
     scene.prove()
 
 
