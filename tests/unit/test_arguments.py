@@ -73,11 +73,14 @@ def test_the_client_refuses_a_vnl_of_more_than_4095_bytes(vdelxcc, capsys):
      {'rcfile': '/a', 'pidfile': '/b', 'mode': 0, 'verbose': '', 'daemon': ''}),
     (['-dp/x', '/s'], {'daemon': '', 'pidfile': '/x'}),
     (['--', '/s', '-v'], {'vnl': '-v'}),
+    (['--user', 'x:y', '--max-s=3', '--max-p', '2', '/s'],
+     {'user': 'x:y', 'max-sessions': 3, 'max-per-container': 2}),
 ])
 def test_the_daemon_takes_options_and_arguments_in_any_order(vdelxcd, argv, expected):
     options = vdelxcd.parse_arguments(argv)
+    everywhere = {'socket': '/s', 'max-sessions': 2048, 'max-per-container': 256}
     assert {name: value for name, value in options.items() if value is not None} == dict(
-        expected, socket='/s')
+        everywhere, **expected)
 
 
 def test_paths_of_the_daemon_are_fixed_before_it_detaches(vdelxcd):
