@@ -47,7 +47,9 @@ SEND_BUFFER = 1 << 20       # bytes asked of the kernel for what it sends
 MACS_MAX = 4096             # entries of a MAC table
 HAND_OVER_TIME = 5.0        # seconds a client has to hand over its TAP
 RESOLVER = 'timeout:1 attempts:2'       # resolv.conf(5): a name is found, or not, within that
-HAND_OVERS_MAX = 64         # unfinished hand-overs; one more and the oldest goes
+HAND_OVERS_MAX = 64         # clients with nothing to hear yet; and processes that hear one
+ACCEPTS = 64                # connections accepted in one turn
+STUCK_MAX = 8               # processes of one container that did not end when they were killed
 SESSIONS_MAX = 2048         # interfaces
 CONTAINER_MAX = 256         # interfaces of one network namespace
 PAUSE = 0.2                 # seconds without accept() when processes or descriptors run out
@@ -105,7 +107,6 @@ TUNSETVNETHDRSZ = IOC_WRITE | 0x000454d8
 TUNSETCARRIER = IOC_WRITE | 0x000454e2
 TUNGETDEVNETNS = (0x2 << 28 if SWAPPED_IOCTL else 0) | 0x000054e3
 TUN_DEVICE = '/dev/net/tun'
-TUN_RDEV = os.makedev(10, 200)
 IFF_TAP = 0x0002
 IFF_MULTI_QUEUE = 0x0100
 IFF_DETACH_QUEUE = 0x0400
@@ -3244,16 +3245,16 @@ def relay(tap, plug, lifeline=None):
 # ==================================================================================================
 #
 # The client sends its VNL, NUL, and one descriptor; the answer is an errno in decimal and NUL. Who
-# sends is not trusted: the message is read in the session's own process, nothing of it is believed
-# before it was looked at, and a client that takes too long is cut off (by the server, with SIGKILL:
-# even fstat() of a foreign descriptor can wait forever).
+# sends is not trusted: the message is read in a process of its own, nothing of it is believed before
+# it was looked at, and a client that takes too long is cut off (by the server, with SIGKILL: even
+# close() of a foreign descriptor can wait forever).
 
-def receive_request(conn, deadline):
-    """Read a request: (VNL as str, descriptor, keys as a dict of str).
+def receive_request(conn, deadline, data=b''):
+    """Read a request that begins with data: (VNL as str, descriptor, keys as a dict of str).
 
     The descriptor is None for the greeting of a client that asks what we can. Raises Failure.
     """
-    data, found = b'', []
+    found = []
     try:
         while b'\0' not in data:
             if len(data) > VNL_MAX:
@@ -3285,6 +3286,20 @@ def receive_request(conn, deadline):
             os.close(fd)
 
 
+def tun_flags(fd):
+    """How a descriptor of /dev/net/tun was opened (O_RDWR ...), None for other files (Linux 3.18).
+
+    /proc tells without asking the file. fstat() and ioctl() ask whoever it belongs to, and that may
+    be a file system (FUSE) that never answers; then not even SIGKILL would end this process.
+    """
+    try:
+        with open('/proc/self/fdinfo/%d' % fd) as file:
+            fields = dict(line.partition(':')[::2] for line in file)
+    except OSError as error:
+        raise Failure(error.errno, 'looking at the descriptor: ' + why(error))
+    return int(fields['flags'], 8) if 'iff' in fields else None     # only the driver of TAPs has iff
+
+
 def check_tap(fd, offload):
     """The name (str) of the TAP that a descriptor is. Raises Failure for whatever else it is.
 
@@ -3293,9 +3308,11 @@ def check_tap(fd, offload):
     TUNGETIFF reports IFF_NOFILTER in the bit of IFF_NO_PI, so a filter that accepts everything is
     attached for the moment of looking.
     """
-    status = os.fstat(fd)
-    if not stat.S_ISCHR(status.st_mode) or status.st_rdev != TUN_RDEV:
+    flags = tun_flags(fd)
+    if flags is None:
         raise Failure(errno.EBADF, 'the descriptor is no TAP')
+    if flags & os.O_ACCMODE != os.O_RDWR:
+        raise Failure(errno.EBADF, 'the TAP is not open for both reading and writing')
     instructions = array('B', ACCEPT_ALL)
     program = SOCK_FPROG.pack(1, instructions.buffer_info()[0])
     try:
@@ -3394,18 +3411,19 @@ class Order:
         return cls(name, who, asked, bool(offload), bool(asked_mtu), vnl)
 
 
-def hear_client(conn, link, rules):
+def hear_client(conn, link, rules, deadline, data):
     """Read and judge a request, and pass it on to a relay process if the server grants one.
+
+    data is what was read of it already, without a descriptor.
 
     link leads to the server, then to the relay; packets of: the container (to the server); the
     verdict, b'+' or a refusal (from either); the Order with TAP and connection (to the relay).
     """
     fd, asked, who = None, 'an unread request', 'somebody'
     try:
-        pid, uid, gid = UCRED.unpack(
-            conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
+        pid, uid, gid = peer_of(conn)
         who = 'pid %d uid %d gid %d' % (pid, uid, gid)
-        text, fd, keys = receive_request(conn, time.monotonic() + HAND_OVER_TIME)
+        text, fd, keys = receive_request(conn, deadline, data)
         if fd is None:
             reply(conn, 0, **ABILITIES)
             return
@@ -3432,6 +3450,11 @@ def hear_client(conn, link, rules):
         refuse(conn, error, asked, who)
         return
     os.close(fd)                        # before the link: its end says that the relay alone has it
+
+
+def peer_of(conn):
+    """The (pid, uid, gid) of who connected. Raises OSError."""
+    return UCRED.unpack(conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
 
 
 def container_of(fd, uid):
@@ -3478,7 +3501,7 @@ def serve_interface(link, done):
     try:
         tap = (OffloadTap if order.offload else Tap)(fds[0], order.name)
         plug = open_plug(vnl, 'vdelxcd ' + who)
-        name_process('vdelxcd:' + order.name)
+        name_process('vdelxcd:' + printable(order.name))
         session = Session(tap, plug, vnl, who, max(level.DESCRIPTORS for level in levels))
         if any(level.KEPT for level in levels):
             session.fork()
@@ -3800,9 +3823,52 @@ def read_link(path):
         return None
 
 
+class Client:
+    """Who connected, and was not heard yet. Raises OSError.
+
+    A process is made for it only when there is something to hear; until then it costs next to
+    nothing, and while many wait the containers take turns.
+
+    deadline    until when its request must be here
+    container   whose turn it is: the network namespace of who connected, or the user
+    ready       is there something to hear?
+    data        what came before that; no descriptor came with it
+    """
+
+    def __init__(self, conn):
+        self.conn, self.ready, self.data = conn, False, b''
+        self.deadline = time.monotonic() + HAND_OVER_TIME
+        pid, uid, gid = peer_of(conn)
+        self.who = 'pid %d uid %d gid %d' % (pid, uid, gid)
+        try:
+            self.container = os.readlink('/proc/%d/ns/net' % pid)
+        except OSError:
+            self.container = 'uid %d' % uid
+
+    def look(self):
+        """Ready when there is a NUL, a descriptor (which stays there), too much, or the end."""
+        try:
+            while not self.ready:
+                data, _, flags, _ = self.conn.recvmsg(VNL_MAX + 1, 0, MSG_PEEK | MSG_DONTWAIT)
+                if (b'\0' in data or not data or flags & MSG_CTRUNC
+                        or len(self.data) + len(data) > VNL_MAX):
+                    self.ready = True
+                else:
+                    self.data += self.conn.recv(len(data))
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.ready = True
+
+
 class Server:
     """Accepts connections, gives each a process that hears it, and each interface a relay.
 
+    clients     who connected and was not heard yet, in order: descriptor -> Client
+    heard       container -> when it had its turn; forgotten when nobody waits
+    hearing     which of hand_overs are processes that hear a client: number -> its container
+    stuck       those that were killed and did not end yet: pid -> container. Who hangs in a file
+                system that does not answer ends with that.
     hand_overs  what is not finished: socket's number -> (socket, pid of the process, deadline);
                 the socket leads to it
     sessions    the interfaces: pid -> what quotas count it by (see container_of())
@@ -3811,7 +3877,11 @@ class Server:
     def __init__(self, listener, rules, read_rules_again, limits=(SESSIONS_MAX, CONTAINER_MAX)):
         self.listener, self.rules, self.read_rules_again = listener, rules, read_rules_again
         self.sessions_max, self.container_max = limits
+        self.clients, self.heard, self.hearing, self.stuck = {}, {}, {}, {}
         self.hand_overs, self.sessions = {}, {}
+        # A quarter of the descriptors that there may be: each client, and each process that hears
+        # one, takes one of ours, and some are left for others.
+        self.hand_overs_max = min(HAND_OVERS_MAX, os.sysconf('SC_OPEN_MAX') // 4)
         self.refused, self.told = 0, 0.0    # by quotas, since it was logged; when that was
         self.reaper = Reaper(self.sessions)
         self.paused_until = None            # accepting is paused
@@ -3839,9 +3909,13 @@ class Server:
         if hasattr(gc, 'freeze'):
             gc.freeze()                     # a session's collector leaves shared pages alone
         while True:
-            for fd, _ in self.poller.poll(self.time_left()):
+            for fd, events in self.poller.poll(self.time_left()):
                 if fd == self.listener.fileno():
                     self.accept()
+                elif fd in self.clients:
+                    client = self.clients[fd]
+                    client.look()
+                    client.ready = client.ready or bool(events & ~select.EPOLLIN)
                 elif fd == self.signals[0]:
                     if not self.handle_signals():
                         return
@@ -3849,12 +3923,16 @@ class Server:
                     self.hear(fd)
                 elif fd == self.reaper.fd:
                     self.reaper.hear(self.poller)
+            self.hear_next_client()
             self.watch_time()
 
     def time_left(self):
         """Seconds until watch_time() has something to do, -1 for never."""
         times = [deadline for _, _, deadline in self.hand_overs.values()]
+        times += [client.deadline for client in self.clients.values()]
         times += filter(None, (self.paused_until, self.reaper.due()))
+        if not self.paused_until and any(client.ready for client in self.clients.values()):
+            return 0
         return max(min(times) - time.monotonic(), 0.001) if times else -1
 
     def watch_time(self):
@@ -3863,6 +3941,10 @@ class Server:
         for fd, (_, _, deadline) in list(self.hand_overs.items()):
             if now >= deadline:
                 self.cut_off(fd)
+        for fd, client in list(self.clients.items()):
+            if now >= client.deadline:
+                self.dismiss(fd, errno.ETIMEDOUT, 'no complete request within %g s'
+                             % HAND_OVER_TIME)
         if self.paused_until and now >= self.paused_until:
             self.paused_until = None
             self.poller.register(self.listener.fileno(), select.EPOLLIN)
@@ -3881,6 +3963,7 @@ class Server:
                 if not pid:
                     break
                 self.sessions.pop(pid, None)
+                self.stuck.pop(pid, None)
         except ChildProcessError:
             pass
         return True
@@ -3892,26 +3975,79 @@ class Server:
         self.paused_until = time.monotonic() + PAUSE
 
     def accept(self):
-        """Accept one connection and fork a process that hears it."""
-        try:
-            conn = self.listener.accept()[0]
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.ECONNABORTED, errno.EINTR):
-                log.line(LOG_ERR, 'accept: ' + why(error))
-                self.pause()
-            return
-        with conn:
-            # It gives up at HAND_OVER_TIME, with an answer; the rest is for one that hangs.
-            deadline = time.monotonic() + HAND_OVER_TIME + PAUSE
+        """Accept who waits."""
+        for _ in range(ACCEPTS):
+            conn = None
             try:
-                self.start(lambda link: hear_client(conn, link, self.rules), deadline, conn=conn)
+                conn = self.listener.accept()[0]
+                client = Client(conn)
+                self.poller.register(conn.fileno(), select.EPOLLIN | select.EPOLLRDHUP
+                                     | select.EPOLLET)
+            except OSError as error:
+                if conn:
+                    conn.close()
+                if error.errno not in (errno.EAGAIN, errno.ECONNABORTED, errno.EINTR):
+                    log.line(LOG_ERR, 'accept: ' + why(error))
+                    self.pause()
+                return
+            client.look()
+            self.clients[conn.fileno()] = client
+            if len(self.clients) > self.hand_overs_max:
+                self.make_room()
+
+    def make_room(self):
+        """Too many wait: of the container that most are from, one has to try again.
+
+        It is the oldest that was silent so far, or else the last.
+        """
+        numbers = {}
+        for fd, client in self.clients.items():
+            numbers.setdefault(client.container, []).append(fd)
+        crowd = max(numbers.values(), key=len)
+        silent = [fd for fd in crowd if not self.clients[fd].ready]
+        self.dismiss(silent[0] if silent else crowd[-1], errno.EAGAIN, '')
+
+    def dismiss(self, fd, number, sentence):
+        """A client goes unheard: answer with an errno, and log the sentence if there is one."""
+        client = self.clients.pop(fd)
+        self.poller.unregister(fd)
+        with client.conn:
+            refuse(client.conn, Failure(number, sentence), 'an unread request', client.who)
+
+    def hear_next_client(self):
+        """Fork a process that hears a client, if there is something to hear.
+
+        Its container is the one whose turn is longest ago.
+        """
+        ready = [client for client in self.clients.values() if client.ready]
+        if not ready:
+            self.heard.clear()
+        if not ready or self.paused_until:
+            return
+        client = min(ready, key=lambda client: self.heard.get(client.container, 0))
+        self.heard[client.container] = time.monotonic()
+        conn, theirs = client.conn, list(self.stuck.values()).count(client.container)
+        if theirs >= STUCK_MAX:
+            self.dismiss(conn.fileno(), errno.EAGAIN, '%d earlier ones of this container (%s) hang'
+                         % (theirs, client.container))
+            return
+        self.poller.unregister(conn.fileno())
+        del self.clients[conn.fileno()]
+        with conn:
+            # It gives up at the client's deadline, with an answer; the rest is for one that hangs.
+            try:
+                self.start(lambda link: hear_client(conn, link, self.rules, client.deadline,
+                                                    client.data),
+                           client.deadline + PAUSE, conn=conn, container=client.container)
             except OSError as error:
                 self.turn_away(conn, 'fork', error)
+        if len(self.hearing) > self.hand_overs_max:
+            self.cut_off(min(self.hearing, key=lambda fd: self.hand_overs[fd][2]))
 
-    def start(self, work, deadline, keep=None, conn=None):
+    def start(self, work, deadline, keep=None, conn=None, container=None):
         """Fork a process for work(link), a part of a hand-over; return its pid. Raises OSError.
 
-        keep and conn as run_child() has them.
+        keep and conn as run_child() has them; container is that of a client that is to be heard.
         """
         link, far_end = socket.socketpair(AF_UNIX, SOCK_SEQPACKET)
         with far_end:
@@ -3923,8 +4059,8 @@ class Server:
                 raise
         self.hand_overs[link.fileno()] = link, pid, deadline
         self.poller.register(link.fileno(), select.EPOLLIN)
-        if len(self.hand_overs) > HAND_OVERS_MAX:
-            self.cut_off(min(self.hand_overs, key=lambda fd: self.hand_overs[fd][2]))
+        if container:
+            self.hearing[link.fileno()] = container
         return pid
 
     def hear(self, fd):
@@ -3938,6 +4074,7 @@ class Server:
             word = b''
         self.poller.unregister(fd)
         del self.hand_overs[fd]
+        self.hearing.pop(fd, None)
         with link:
             if word in (b'', b'+'):
                 return
@@ -3988,6 +4125,7 @@ class Server:
     def cut_off(self, fd):
         """End the process that did not finish its part of a hand-over; only if it did not."""
         link, pid, _ = self.hand_overs.pop(fd)
+        container = self.hearing.pop(fd, None)
         self.poller.unregister(fd)
         with link:
             try:
@@ -4000,6 +4138,7 @@ class Server:
             log.line(LOG_NOTICE, 'hand-over of process %d cut off' % pid)
             try:
                 os.kill(pid, signal.SIGKILL)
+                self.stuck[pid] = container
             except OSError:
                 pass
 
@@ -4024,6 +4163,8 @@ class Server:
             for other, _, _ in self.hand_overs.values():
                 if other is not keep:
                     other.close()
+            for client in self.clients.values():
+                client.conn.close()
             null = os.open(os.devnull, os.O_RDWR)
             for fd in 0, 1:
                 os.dup2(null, fd)
