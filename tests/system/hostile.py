@@ -410,6 +410,11 @@ def fuse(kind):
     conn.sendmsg([REQUEST], rights([fd]))
     os.close(fd)
     held['fuse ' + kind] = conn
+    for _ in range(12 if kind == 'close' else 0):       # a whole lot
+        fd = mounted[kind].open()
+        connections.append(connect())
+        connections[-1].sendmsg([REQUEST], rights([fd]))
+        os.close(fd)
 
 
 def linger():
@@ -422,14 +427,14 @@ def linger():
 
 
 def hanging():
-    """What became of those requests so far: '' for no answer yet."""
-    found = []
+    """What became of those requests so far: kind -> answer, '' for none yet."""
+    found = {}
     for name in sorted(name for name in held if name.startswith('fuse ') or name == 'linger'):
         try:
             held[name].setblocking(False)
-            found.append(held[name].recv(100).decode('latin-1'))
+            found[name] = held[name].recv(100).decode('latin-1')
         except BlockingIOError:
-            found.append('')
+            found[name] = ''
     return found
 
 
@@ -617,6 +622,18 @@ def refusals(count, request):
         answers.append(ask(request.encode('utf-8', 'surrogateescape') + b'\0', [fd]))
         os.close(fd)
     return answers
+
+
+def in_pieces(vnl):
+    """The answer to a request that comes byte by byte; the TAP comes with the last."""
+    fd = tun('bit0', GOOD)
+    conn = connect()
+    request = vnl.encode() + b'\0'
+    for index in range(len(request) - 1):
+        conn.send(request[index:index + 1])
+    conn.sendmsg([request[-1:]], rights([fd]))
+    os.close(fd)
+    return answer(conn)
 
 
 def half_close(step):

@@ -95,6 +95,13 @@ def test_500_silent_clients_do_not_cut_off_who_waits_for_a_slow_network(scene, t
     scene.prove()
 
 
+def test_a_request_in_many_pieces_is_put_together(scene):
+    assert scene.attacker.in_pieces('null://' + 'x' * 500) == '0\0'
+    wait_until(lambda: 'open interface: null://xxx' in scene.daemon.log())
+    scene.attacker.ip('link del bit0')
+    scene.prove()
+
+
 def test_a_peer_that_closes_one_direction_gets_what_it_can_hear(scene):
     for step, answers in (
             ('reading, before', ['', 'reset']), ('reading, after', ['', 'reset', '0\0']),
