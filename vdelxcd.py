@@ -107,6 +107,7 @@ TUNSETVNETHDRSZ = IOC_WRITE | 0x000454d8
 TUNSETCARRIER = IOC_WRITE | 0x000454e2
 TUNGETDEVNETNS = (0x2 << 28 if SWAPPED_IOCTL else 0) | 0x000054e3
 TUN_DEVICE = '/dev/net/tun'
+TUN_RDEV = os.makedev(10, 200)
 IFF_TAP = 0x0002
 IFF_MULTI_QUEUE = 0x0100
 IFF_DETACH_QUEUE = 0x0400
@@ -3245,9 +3246,9 @@ def relay(tap, plug, lifeline=None):
 # ==================================================================================================
 #
 # The client sends its VNL, NUL, and one descriptor; the answer is an errno in decimal and NUL. Who
-# sends is not trusted: the message is read in a process of its own, nothing of it is believed before
-# it was looked at, and a client that takes too long is cut off (by the server, with SIGKILL: even
-# close() of a foreign descriptor can wait forever).
+# sends is not trusted: the message is read in a process of its own, nothing of it is believed
+# before it was looked at, and a client that takes too long is cut off (by the server, with SIGKILL:
+# even close() of a foreign descriptor can wait forever).
 
 def receive_request(conn, deadline, data=b''):
     """Read a request that begins with data: (VNL as str, descriptor, keys as a dict of str).
@@ -3286,18 +3287,19 @@ def receive_request(conn, deadline, data=b''):
             os.close(fd)
 
 
-def tun_flags(fd):
-    """How a descriptor of /dev/net/tun was opened (O_RDWR ...), None for other files (Linux 3.18).
+def is_tun(fd):
+    """Is a descriptor one of /dev/net/tun?
 
-    /proc tells without asking the file. fstat() and ioctl() ask whoever it belongs to, and that may
-    be a file system (FUSE) that never answers; then not even SIGKILL would end this process.
+    /proc tells without asking the file (Linux 3.18). fstat() and ioctl() ask whoever it belongs to,
+    and that may be a file system (FUSE) that never answers; then not even SIGKILL ends this
+    process. They have to do where there is no /proc.
     """
     try:
         with open('/proc/self/fdinfo/%d' % fd) as file:
-            fields = dict(line.partition(':')[::2] for line in file)
-    except OSError as error:
-        raise Failure(error.errno, 'looking at the descriptor: ' + why(error))
-    return int(fields['flags'], 8) if 'iff' in fields else None     # only the driver of TAPs has iff
+            return any(line.startswith('iff:') for line in file)    # what only its driver says
+    except OSError:
+        status = os.fstat(fd)
+        return stat.S_ISCHR(status.st_mode) and status.st_rdev == TUN_RDEV
 
 
 def check_tap(fd, offload):
@@ -3308,10 +3310,9 @@ def check_tap(fd, offload):
     TUNGETIFF reports IFF_NOFILTER in the bit of IFF_NO_PI, so a filter that accepts everything is
     attached for the moment of looking.
     """
-    flags = tun_flags(fd)
-    if flags is None:
+    if not is_tun(fd):
         raise Failure(errno.EBADF, 'the descriptor is no TAP')
-    if flags & os.O_ACCMODE != os.O_RDWR:
+    if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
         raise Failure(errno.EBADF, 'the TAP is not open for both reading and writing')
     instructions = array('B', ACCEPT_ALL)
     program = SOCK_FPROG.pack(1, instructions.buffer_info()[0])

@@ -73,8 +73,8 @@ def test_the_log_of_an_attack_is_one_printable_line_each(new_scene):
     scene = new_scene()
     texts = ['null://\n<0>vdelxcd: rules read again', 'null://\r\x1b]0;title\x07',
              'null://\x85\u2028', 'null://' + '\x00\x7f' * 3, 'null://%0aopen interface: null://',
-             'hub://\x1b[2J', 'vxvde:///if=\x1b[31m', 'vde:///\x9b31m', '\x1b' * 4000, 'null://[' * 500,
-             'vlan://1{' * 400, 'null://' + '\\' * 4000]
+             'hub://\x1b[2J', 'vxvde:///if=\x1b[31m', 'vde:///\x9b31m', '\x1b' * 4000,
+             'null://[' * 500, 'vlan://1{' * 400, 'null://' + '\\' * 4000]
     for text in texts:
         answer, = scene.attacker.refusals(1, text)
         assert answer.rstrip('\0').isdigit(), (text, answer)
