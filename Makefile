@@ -3,6 +3,7 @@
 PREFIX = /usr/local
 BINDIR = $(PREFIX)/bin
 MANDIR = $(PREFIX)/share/man
+COMPLETIONDIR = $(PREFIX)/share/bash-completion/completions
 DESTDIR =
 
 PYTHON ?= python3
@@ -15,6 +16,7 @@ TOOLS = busybox-static ethtool iperf3 iproute2 iputils-ping libcap2-bin libvdepl
 	python3-minimal python3-venv tcpdump uidmap util-linux vde-switch vdeplug
 
 MAN = $(wildcard man/*.1 man/*.7)
+COMPLETED = vdelxcc vdelxcd
 ZIPAPP = vdelxc.pyz
 PYTEST = -m pytest -p no:cacheprovider --strict-markers -rs
 
@@ -26,7 +28,7 @@ help: ## print this list
 	@echo 'make TARGET, one of:'
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1 - \2/p' $(firstword $(MAKEFILE_LIST))
 	@echo 'Variables: PREFIX DESTDIR (install), ARGS (more arguments for pytest), VDELXC_PYTHON'
-	@echo '(the interpreter of the scripts in demo and tests), PYTHON (the one of .venv and zipapp).'
+	@echo '(the interpreter of the scripts in demo and tests), PYTHON (the one of all the rest).'
 
 demo: ## two containers, one daemon, a ping; as root or not, and nothing is left behind
 	@sh tests/demo.sh
@@ -68,18 +70,26 @@ $(VENV)/made: tests/requirements.txt
 
 # ---- installing ----------------------------------------------------------------------------------
 
-install: ## copy programs and manual pages to PREFIX
-	install -d '$(DESTDIR)$(BINDIR)' '$(DESTDIR)$(MANDIR)/man1' '$(DESTDIR)$(MANDIR)/man7'
+install: ## copy programs, manual pages and completions to PREFIX
+	install -d '$(DESTDIR)$(BINDIR)' '$(DESTDIR)$(MANDIR)/man1' '$(DESTDIR)$(MANDIR)/man7' \
+		'$(DESTDIR)$(COMPLETIONDIR)'
 	install -m 755 vdelxcc.py '$(DESTDIR)$(BINDIR)/vdelxcc'
 	install -m 755 vdelxcd.py '$(DESTDIR)$(BINDIR)/vdelxcd'
 	for page in $(MAN); do \
 		install -m 644 $$page '$(DESTDIR)$(MANDIR)'/man$${page##*.}/ || exit; \
+	done
+	for program in $(COMPLETED); do \
+		file='$(DESTDIR)$(COMPLETIONDIR)'/$$program; \
+		$(PYTHON) $$program.py --completion bash > "$$file" && chmod 644 "$$file" || exit; \
 	done
 
 uninstall: ## remove what install copied
 	rm -f '$(DESTDIR)$(BINDIR)/vdelxcc' '$(DESTDIR)$(BINDIR)/vdelxcd'
 	for page in $(MAN); do \
 		rm -f '$(DESTDIR)$(MANDIR)'/man$${page##*.}/$${page##*/} || exit; \
+	done
+	for program in $(COMPLETED); do \
+		rm -f '$(DESTDIR)$(COMPLETIONDIR)'/$$program || exit; \
 	done
 
 # Which of the two programs vdelxc.pyz is.

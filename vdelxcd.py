@@ -8,11 +8,11 @@ network, and one process per interface then relays frames until the interface go
     container | TAP vde0 <--- frames ---> session process <--- datagrams ---> VDE network | host
 
 The rooms of this file, in order (each uses only those above it): numbers from outside; errors and
-log; rights; VNLs; rules; frames and the MAC table; plugs; relay; hand-over; sessions; server;
-daemon; command line.
+log; rights; VNLs; rules; frames and the MAC table; plugs; relay; hand-over; sessions; asking
+sessions; server; daemon; command line.
 
-Exit status: 0 ended by SIGTERM or SIGINT, or (with -d) the daemon is up; 1 an error, told in one
-line on stderr (one line per fault for a configuration file).
+Exit status: 0 ended by SIGTERM or SIGINT, or (with -d) the daemon is up, or (with --test) the VNL
+is allowed; 1 an error, told in one line on stderr (one line per fault for a configuration file).
 """
 
 import errno
@@ -80,9 +80,21 @@ network and, without -f, the only one. Without VNL and -f every network is allow
   -v, --verbose         log every interface that opens and closes
       --allow-commands  without VNL and -f: allow networks that run a program on this host
                         (cmd:// and all schemes that need vde_plug)
+      --ready-fd N      when the socket listens, write a newline to descriptor N and close it
+      --check-config    read the rules as a start would, tell every fault, and exit
+      --test VNL        tell whether and by which rule a client may have VNL, and exit;
+                        '' is the default network
+      --list            show the interfaces of this host, also those of other daemons, and exit
+      --json            with --list: as JSON
+      --close SESSION   end an interface, named by its session's process id or its own name
+      --capture SESSION copy its frames to stdout, as pcap, until it ends
+  -w, --write FILE      with --capture: to FILE
+      --completion SHELL
+                        print completions for SHELL, which is bash, and exit
   -h, --help            print this text and exit
       --version         print the version and exit
 
+Without SOCKET (--check-config, --test, a socket from systemd), one argument with :// is VNL.
 SIGHUP reads FILE again. Interfaces outlive the daemon; see vdelxcd(1) and vnl(7).
 """ % (SESSIONS_MAX, CONTAINER_MAX)
 
@@ -127,6 +139,12 @@ GSO_TCPV4, GSO_TCPV6 = 1, 4
 IPV4_CHECKSUM = 24                          # offset in an Ethernet frame
 TCP, TCP_ACK = 6, 0x10                      # the protocol; the flags of a segment with nothing else
 MERGED_MAX = 65535 - 100                    # bytes of a super-segment
+
+# <pcap/pcap.h>, host byte order: magic, version, zone, accuracy, longest frame, LINKTYPE_ETHERNET;
+# of each frame: seconds, microseconds, bytes here, bytes on the wire
+PCAP_HEADER = struct.Struct('=IHHiIII')
+PCAP_FILE = PCAP_HEADER.pack(0xa1b2c3d4, 2, 4, 0, 0, FRAME_MAX, 1)
+PCAP_RECORD = struct.Struct('=IIII')
 
 # <sys/un.h>, <linux/socket.h>
 SUN_PATH_MAX = 107                          # bytes of a socket path without the closing NUL
@@ -186,6 +204,9 @@ SOCKADDR_UN = struct.Struct('=H108s')       # struct sockaddr_un: family, path p
 # The hand-over (one message, one answer)
 VNL_MAX = 4095                              # bytes, without the closing NUL
 
+# <systemd/sd-daemon.h>
+LISTENER = 3                                # SD_LISTEN_FDS_START: the first socket passed on
+
 # <syslog.h>; facility daemon
 LOG_DAEMON = 3 << 3
 LOG_ERR, LOG_WARNING, LOG_NOTICE, LOG_INFO = 3, 4, 5, 6
@@ -199,11 +220,15 @@ LOG_VNL_MAX = 600                           # characters of a VNL; who and why m
 # ==================================================================================================
 
 class Failure(Exception):
-    """What went wrong: an errno (int) for the client and a sentence for people."""
+    """What went wrong: an errno (int) for the client and a sentence for people of this host.
 
-    def __init__(self, number, sentence):
+    told is what a client may read that asks for a reason: nothing of this host but what its own
+    VNL names.
+    """
+
+    def __init__(self, number, sentence, told=''):
         super().__init__(sentence)
-        self.errno = number
+        self.errno, self.told = number, told
 
 
 class Ended(Exception):
@@ -442,7 +467,7 @@ class Vnl:
 
 def bad(sentence, *values):
     """A Failure with EINVAL for a VNL."""
-    return Failure(errno.EINVAL, sentence % values)
+    return Failure(errno.EINVAL, sentence % values, sentence % values)
 
 
 def resolve_quotes(data):
@@ -540,7 +565,8 @@ def parse_vnl(text, schemes, depth=1):
     if not separator:
         scheme, rest = 'vde', text
     if not scheme or set(scheme) - SCHEME_LETTERS or scheme[0] in '-_':     # no option of vde_plug
-        raise Failure(errno.EPROTONOSUPPORT, '%s: not a scheme' % printable(scheme))
+        text = '%s: not a scheme' % printable(scheme)
+        raise Failure(errno.EPROTONOSUPPORT, text, text)
     plug = schemes.get(scheme)
     if plug is None:                        # for vde_plug: not a quote is touched
         address, brace, nested = rest.partition('{')
@@ -667,12 +693,13 @@ def vni(value):
 # it together with all that it contains.
 
 TAGS = ('default', 'allow', 'deny', 'pfxallow', 'pfxdeny')
+COMMAND_LINE = 'command line'
 
 
 class Rule:
     """One line of a rules file, or the default of the command line.
 
-    origin      str, where the rule stands, for the log: 'FILE:LINE' or 'command line'
+    origin      str, where the rule stands, for the log: 'FILE:LINE' or COMMAND_LINE
     tag         one of TAGS
     vnl         Vnl; of pfxdeny what the prefix would name if it were a VNL; else None
     prefix      str for the two prefix tags, else None
@@ -684,6 +711,7 @@ class Rule:
     def __init__(self, origin, tag, vnl=None, prefix=None):
         self.origin, self.tag, self.vnl, self.prefix = origin, tag, vnl, prefix
         self.allows = 'deny' not in tag
+        self.nests = bool(vnl.nested if prefix is None else '{' in prefix)
 
     def __str__(self):
         """The line and where it stands."""
@@ -733,6 +761,7 @@ class Rules:
 
     default     Vnl or None, the network of a request without a VNL
     model       'permissive' (no file and no default), 'one network' (a default only) or 'file'
+    summary     str, how many rules there are, for people
     """
 
     def __init__(self, rules, configured, commands=False):
@@ -741,38 +770,70 @@ class Rules:
         self.rules = defaults + [rule for rule in rules if rule.tag != 'default']
         self.default = defaults[0].vnl if defaults else None
         self.model = 'file' if configured else 'one network' if defaults else 'permissive'
+        if self.model == 'permissive':
+            self.summary = 'no rules: everything %sis allowed' % (
+                '' if commands else 'that runs no program ')
+        elif self.model == 'one network':
+            self.summary = 'one network: ' + excerpt(self.default.text)
+        else:
+            self.summary = counted(sum(rule.origin != COMMAND_LINE for rule in rules), 'rule')
 
-    def judge(self, vnl):
-        """The reason (str) for which a VNL is allowed. Raises Failure EACCES when it is not."""
-        waiting = list(vnl.levels())
+    def judge(self, vnl, told=None):
+        """The reason (str) for which a VNL is allowed. Raises Failure EACCES when it is not.
+
+        told, a dict, gets the verdict (str) on each level (Vnl) that was judged until then.
+        """
+        waiting, told = list(vnl.levels()), {} if told is None else told
         if self.model == 'permissive':
             for level in waiting:
                 if level.command and not self.commands:
-                    raise no_permission(level, 'the option --allow-commands, or a rule for %s://')
+                    raise no_permission(
+                        [level], 'the option --allow-commands, or a rule for %s://', told)
+                told[level] = 'allowed: there are no rules'
             return 'everything is allowed'
         for rule in self.rules:
-            for level in list(waiting):
-                if rule.matches_whole(level):
+            for level in vnl.levels():
+                # A line about a whole decides while any part of it waits, others about the level.
+                undecided = list(level.levels()) if rule.nests else [level]
+                if set(undecided) & set(waiting) and rule.matches_whole(level):
                     decided = list(level.levels())
-                elif rule.matches_level(level) and rule.tag != 'default':
+                elif level in waiting and rule.matches_level(level) and rule.tag != 'default':
                     decided = [level]
                 else:
                     continue
                 if not rule.allows:
-                    raise Failure(errno.EACCES, printable(str(rule)))
-                waiting = [each for each in waiting
-                           if each not in decided or not rule.may_allow(each)]
+                    for each in decided:
+                        told.setdefault(each, 'refused by ' + printable(str(rule)))
+                    raise Failure(errno.EACCES, printable(str(rule)), REFUSED)
+                decided = [each for each in decided if each in waiting and rule.may_allow(each)]
+                told.update((each, 'allowed by ' + printable(str(rule))) for each in decided)
+                waiting = [each for each in waiting if each not in decided]
             if not waiting:
                 return printable(str(rule))
-        raise no_permission(waiting[0], 'a rule that names it, such as "pfxallow %s://"')
+        raise no_permission(waiting, 'a rule that names it, such as "pfxallow %s://"', told)
 
 
-def no_permission(level, remedy):
-    """The Failure for a level that nothing allows; remedy says what a program needs, with %s."""
-    text = 'no rule allows ' + printable(level.head)
-    if level.command:
-        text = '%s:// runs a program on this host; it needs ' % level.scheme + remedy % level.scheme
-    return Failure(errno.EACCES if level.ours else errno.EPROTONOSUPPORT, text)
+# All that a client may know of them.
+REFUSED = "refused by the rules; vdelxcd's log on the host names the rule"
+
+
+def no_permission(levels, remedy, told):
+    """The Failure for the first of the levels that nothing allows; told gets what is said of each.
+
+    remedy says what a program needs, with %s for the scheme.
+    """
+    for level in reversed(levels):
+        text = 'no rule allows ' + printable(level.head)
+        if level.command:
+            text = '%s:// runs a program on this host; it needs %s' % (
+                level.scheme, remedy % level.scheme)
+        told[level] = 'refused: ' + text
+    return Failure(errno.EACCES if level.ours else errno.EPROTONOSUPPORT, text, REFUSED)
+
+
+def counted(number, what):
+    """A number and what there is of it: '1 rule', '2 rules'."""
+    return '%d %s%s' % (number, what, '' if number == 1 else 's')
 
 
 def follow_alias(text):
@@ -784,19 +845,25 @@ def follow_alias(text):
     return text
 
 
-def read_rules(path, default, parse, commands=False):
+def read_rules(path, default, parse, commands=False, warnings=None):
     """Read the rules file and the default VNL of the command line; either may be None.
 
     parse makes a Vnl of a text. Returns (Rules, warnings); a warning is a str 'FILE:LINE: text'.
-    Raises Failure with all faults of the file, one a line.
+    Raises Failure with all faults, one a line; who gives the list of warnings has them then, too.
     """
-    first, last, rules, faults, warnings = [], [], [], [], []
+    first, last, rules, faults, lines, number = [], [], [], [], [], errno.EINVAL
+    warnings = [] if warnings is None else warnings
     if default is not None:
         try:
-            first.append(Rule('command line', 'default', parse(follow_alias(default))))
+            first.append(Rule(COMMAND_LINE, 'default', parse(follow_alias(default))))
         except (Failure, OSError) as error:
-            raise Failure(errno.EINVAL, '%s: %s' % (printable(default), why(error)))
-    for origin, tag, text in [] if path is None else read_lines(path):
+            faults.append('%s: %s' % (printable(default), why(error)))
+    try:
+        lines = read_lines(path) if path is not None else []
+    except Failure as error:
+        faults.append(str(error))
+        number = error.errno
+    for origin, tag, text in lines:
         try:
             if tag not in TAGS:
                 raise bad('%s: not a directive (%s)', printable(tag), ', '.join(TAGS))
@@ -816,7 +883,7 @@ def read_rules(path, default, parse, commands=False):
         except (Failure, OSError) as error:
             faults.append('%s: %s' % (origin, why(error)))
     if faults:
-        raise Failure(errno.EINVAL, '\n'.join(faults))
+        raise Failure(number, '\n'.join(faults))
     return Rules(first + last + rules, path is not None, commands), warnings
 
 
@@ -1484,7 +1551,8 @@ def interface_index(name):
     try:
         return socket.if_nametoindex(name) if name else 0
     except OSError:
-        raise Failure(errno.ENODEV, 'no interface %s on this host' % name)
+        text = 'no interface %s on this host' % name
+        raise Failure(errno.ENODEV, text, text)
 
 
 def open_udp(family, address, port, index, receive_buffer, reuse=False):
@@ -1616,7 +1684,7 @@ class Overlay(Plug):
             sentence = 'group %s: %s' % (group, why(error))
             if error.errno in (errno.ENODEV, errno.ENETUNREACH):
                 sentence += ' (no route to it: use if=, or "ip route add %s dev IFACE")' % group
-            raise Failure(error.errno, sentence)
+            raise Failure(error.errno, sentence, sentence)
         self.macs = MacTable(float(options['expiretime']))
         self.learn_again = min(self.LEARN_AGAIN, self.macs.expire / 2)
         self.burst = None
@@ -1823,7 +1891,8 @@ class Udp(Plug):
             number, _, _, _, self.peer = socket.getaddrinfo(host, int(port), wanted,
                                                             SOCK_DGRAM)[0]
         except (OSError, UnicodeError) as error:
-            raise Failure(errno.EHOSTUNREACH, 'host %s: %s' % (printable(host), error))
+            text = 'host %s: %s' % (printable(host), error)
+            raise Failure(errno.EHOSTUNREACH, text, text)
         family = IPv6 if number == AF_INET6 else IPv4
         try:
             with socket.socket(number, SOCK_DGRAM) as probe:
@@ -3205,40 +3274,187 @@ def watch(poller, watched, wanted):
     return wanted
 
 
-def relay(tap, plug, lifeline=None):
+def relay(tap, plug, control=None):
     """Carry bursts between two plugs, both ways, until one of them raises Ended or PlugGone.
 
-    lifeline is a descriptor that hangs up when we shall end, or None.
+    What is asked of the session meanwhile is answered by its Control.
     """
+    control = control or Control()
+    control.tap, control.plug = tap, plug
     tap.gap, plug.gap = plug.headroom, tap.headroom
     plug.changed = True
     routes, watched = {}, {}
+    ways = (tap, plug, control.outward), (plug, tap, control.inward), (control, control, [0, 0])
     with select.epoll() as poller:
         poll = poller.poll
         while True:
-            if plug.changed:
-                plug.changed = False
-                routes = {fd: (source, source.recv, sink.send)
-                          for source, sink in ((tap, plug), (plug, tap)) for fd in source.fds()}
-                watched = watch(poller, watched, {
-                    **tap.fds(), **plug.fds(), **({} if lifeline is None else {lifeline: 0})})
+            if plug.changed or control.changed:
+                plug.changed = control.changed = False
+                routes = {fd: (source, source.recv, sink.send, tally)
+                          for source, sink, tally in ways for fd in source.fds()}
+                watched = watch(poller, watched, {**tap.fds(), **plug.fds(), **control.fds()})
             # Who slept is woken by one frame, as a rule: it is taken alone and sent on before the
             # next look (ping p50 is 10 % lower than with a second read that finds nothing).
             ready = poll(0)
             tap.turns = plug.turns = BURST if ready else 1
             for fd, events in ready or poll():
                 if fd not in routes:
-                    if fd == lifeline:
-                        raise Ended('its keeper is gone')
                     continue
-                source, recv, send = routes[fd]
+                source, recv, send, tally = routes[fd]
                 burst = recv(fd)
                 if burst.starts:
+                    tally[0] += len(burst.starts)
+                    tally[1] += sum(burst.ends) - sum(burst.starts)
+                    if control.captures:
+                        control.capture(burst)
                     send(burst)
                 elif events & HANG_UP:
                     source.hung_up(fd)
-                if plug.changed:
+                if plug.changed or control.changed:
                     break                   # a closed descriptor's number may be used again
+
+
+class Control:
+    """What can be asked of a session: an abstract UNIX socket, @vdelxcd/PID-RANDOM, with packets.
+
+    Root may ask, and the user that the daemon runs as. 'status' is answered with key=value texts
+    and NULs between them; 'close' ends the session; on 'capture' the frames follow as records of
+    pcap, several in a packet, until the connection ends: where it is full they are left out, and
+    the relay goes on.
+
+    inward, outward     [frames, bytes] that came from the network, and from the interface
+    facts               dict of str, what the session knows of itself
+    lifeline            the socket whose end is ours (see Session), or None
+    """
+
+    NAME = '\0vdelxcd/'
+    CONNECTIONS_MAX = 16
+    PACKET_MAX = 64 << 10       # bytes; half of what a socket takes by default
+
+    def __init__(self, facts=None):
+        self.inward, self.outward, self.facts = [0, 0], [0, 0], facts
+        self.conns, self.captures, self.left_out = {}, [], 0
+        self.tap = self.plug = self.lifeline = self.listener = None
+        self.changed = False
+        if facts is None:
+            return
+        self.users = 0, os.geteuid()
+        self.listener = socket.socket(AF_UNIX, SOCK_SEQPACKET)
+        # The random part keeps others from taking the name before us.
+        self.listener.bind('%s%d-%s' % (self.NAME, os.getpid(), os.urandom(8).hex()))
+        self.listener.listen(self.CONNECTIONS_MAX)
+        self.listener.setblocking(False)
+
+    def fds(self):
+        """Dict: descriptor -> epoll events to wait for."""
+        wanted = {sock.fileno(): select.EPOLLIN for sock in self.conns.values()}
+        for sock in self.listener, self.lifeline:
+            if sock:
+                wanted[sock.fileno()] = select.EPOLLIN
+        return wanted
+
+    def recv(self, fd):
+        """Accept, or answer; never a frame. Raises Ended."""
+        if self.listener and fd == self.listener.fileno():
+            self.accept()
+        elif fd in self.conns:
+            try:
+                request = self.conns[fd].recv(100)
+            except BlockingIOError:
+                return EMPTY
+            except OSError:
+                request = b''
+            if not request or not self.answer(self.conns[fd], request):
+                self.hang_up(fd)
+        return EMPTY
+
+    def send(self, burst):
+        """There is never a frame to send."""
+
+    def hung_up(self, fd):
+        """Somebody left; the keeper, or who asked."""
+        if self.lifeline and fd == self.lifeline.fileno():
+            raise Ended('its keeper is gone')
+        if fd in self.conns:                # else recv() was done with it already
+            self.hang_up(fd)
+
+    def accept(self):
+        """Somebody wants to ask; let him in if he may."""
+        try:
+            conn = self.listener.accept()[0]
+        except OSError:
+            return
+        uid = UCRED.unpack(conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))[1]
+        if uid not in self.users or len(self.conns) >= self.CONNECTIONS_MAX:
+            conn.close()
+            return
+        conn.setblocking(False)
+        self.conns[conn.fileno()] = conn
+        self.changed = True
+
+    def hang_up(self, fd):
+        """Be done with a connection."""
+        conn = self.conns.pop(fd)
+        if conn in self.captures:
+            self.captures.remove(conn)
+        conn.close()
+        self.changed = True
+
+    def answer(self, conn, request):
+        """Do what one packet asks for; False when that can't be. Raises Ended."""
+        if request == b'close':
+            raise Ended('closed by request')
+        if request == b'capture' and self.tap and conn not in self.captures:
+            set_buffer(conn, SO_SNDBUFFORCE, socket.SO_SNDBUF, SEND_BUFFER)
+            self.captures.append(conn)
+            return True
+        if request != b'status':
+            return False
+        try:
+            conn.send('\0'.join('%s=%s' % pair for pair in self.status().items()).encode(),
+                      MSG_NOSIGNAL)
+            return True
+        except OSError:
+            return False
+
+    def status(self):
+        """Dict of what is asked for by 'status'."""
+        drops = [drops_of(each) if each else 0 for each in (self.tap, self.plug)]
+        try:
+            name = IFREQ.unpack(fcntl.ioctl(self.tap.fd, TUNGETIFF, bytes(IFREQ.size)))[0]
+            self.facts['interface'] = printable(os.fsdecode(name.rstrip(b'\0')))
+        except (AttributeError, OSError):
+            pass                            # no relay; or no interface any more
+        return dict(self.facts, state='up' if self.tap else 'waiting',
+                    in_frames=self.inward[0], in_bytes=self.inward[1], in_drops=drops[0],
+                    out_frames=self.outward[0], out_bytes=self.outward[1], out_drops=drops[1],
+                    left_out=self.left_out)
+
+    def capture(self, burst):
+        """Give frames to those who want to see them."""
+        now = time.time()
+        seconds, micros = int(now), int(now % 1 * 1000000)
+        view, packets, pieces, size = burst.view, [], [], 0
+        for start, end in zip(burst.starts, burst.ends):
+            if size + end - start > self.PACKET_MAX:
+                packets.append(pieces)
+                pieces, size = [], 0
+            pieces += [PCAP_RECORD.pack(seconds, micros, end - start, end - start), view[start:end]]
+            size += end - start + PCAP_RECORD.size
+        for pieces in packets + [pieces]:
+            for conn in list(self.captures):
+                try:
+                    conn.sendmsg(pieces, (), MSG_NOSIGNAL)
+                except BlockingIOError:
+                    self.left_out += len(pieces) // 2
+                except OSError:
+                    self.hang_up(conn.fileno())
+
+
+def drops_of(plug):
+    """The frames that a plug, and those inside it, dropped."""
+    inner = getattr(plug, 'inner', None)
+    return plug.drops + (drops_of(inner) if inner else 0)
 
 
 # ==================================================================================================
@@ -3345,7 +3561,7 @@ def choose_network(text, rules):
     return vnl
 
 
-ABILITIES = {'version': VERSION, 'offload': 1, 'mtu': 1}       # what a greeting is answered with
+ABILITIES = {'version': VERSION, 'offload': 1, 'mtu': 1, 'reason': 1}  # the answer to a greeting
 
 
 def reply(conn, number, **keys):
@@ -3360,6 +3576,15 @@ def reply(conn, number, **keys):
         return True
     except OSError:
         return False
+
+
+def reason_for(error, asked):
+    """What the client that asked for this VNL may read about a Failure; '' when that is nothing.
+
+    Without a VNL of its own, the failure is about a network that it need not know.
+    """
+    told = error.told or (error.errno == errno.EACCES and 'the daemon may not open it') or ''
+    return told[:LOG_VNL_MAX].encode('ascii', 'replace').decode() if asked else ''
 
 
 # ==================================================================================================
@@ -3378,18 +3603,19 @@ class Order:
     name        str, of the TAP
     who         str, name and peer's pid, uid and gid, printable
     asked       str, the VNL as the client gave it, fit for the log
-    offload     bool, does the TAP have an offload header?
-    asked_mtu   bool, does the client want to know the network's MTU?
+    container   str, what quotas count it by; see container_of()
+    keys        those of the client's keys that ask for something; of any mapping only the names
     vnl         Vnl, allowed by the rules; of a Vnl that was packed only what plugs need is there
     """
 
-    def __init__(self, name, who, asked, offload, asked_mtu, vnl):
-        self.name, self.who, self.asked = name, who, asked
-        self.offload, self.asked_mtu, self.vnl = offload, asked_mtu, vnl
+    def __init__(self, name, who, asked, container, keys, vnl):
+        self.name, self.who, self.asked, self.container = name, who, asked, container
+        self.keys, self.vnl = keys, vnl
 
     def pack(self):
         """All of it as bytes: texts with NULs between them; each level of the VNL has four."""
-        texts = [self.name, self.who, self.asked, '1' * self.offload, '1' * self.asked_mtu]
+        keys = [key for key in ABILITIES if key in self.keys]
+        texts = [self.name, self.who, self.asked, self.container, ' '.join(keys)]
         for level in self.vnl.levels():
             texts += [level.scheme, level.address, level.head, '\n'.join(
                 name if value is None else '%s=%s' % (name, value)
@@ -3399,7 +3625,7 @@ class Order:
     @classmethod
     def unpack(cls, data):
         """The Order that was packed."""
-        name, who, asked, offload, asked_mtu, *levels = os.fsdecode(data).split('\0')
+        name, who, asked, container, keys, *levels = os.fsdecode(data).split('\0')
         vnl = None
         while levels:
             scheme, address, head, fields = levels[-4:]
@@ -3409,7 +3635,7 @@ class Order:
                 option, equals, value = field.partition('=')
                 options[option] = value if equals else None
             vnl = Vnl(scheme, address, options, vnl, head)
-        return cls(name, who, asked, bool(offload), bool(asked_mtu), vnl)
+        return cls(name, who, asked, container, keys.split(), vnl)
 
 
 def hear_client(conn, link, rules, deadline, data):
@@ -3420,7 +3646,7 @@ def hear_client(conn, link, rules, deadline, data):
     link leads to the server, then to the relay; packets of: the container (to the server); the
     verdict, b'+' or a refusal (from either); the Order with TAP and connection (to the relay).
     """
-    fd, asked, who = None, 'an unread request', 'somebody'
+    fd, keys, asked, who = None, {}, 'an unread request', 'somebody'
     try:
         pid, uid, gid = peer_of(conn)
         who = 'pid %d uid %d gid %d' % (pid, uid, gid)
@@ -3429,16 +3655,18 @@ def hear_client(conn, link, rules, deadline, data):
             reply(conn, 0, **ABILITIES)
             return
         asked = excerpt(text)
-        offload = keys.get('offload') == '1'
-        name = check_tap(fd, offload)
+        if keys.get('offload') != '1':
+            keys.pop('offload', None)
+        name = check_tap(fd, 'offload' in keys)
         who = '%s, %s' % (printable(name), who)
         vnl = choose_network(text, rules)
         try:
-            link.send(container_of(fd, uid).encode())
+            container = container_of(fd, uid)
+            link.send(container.encode())
             verdict = link.recv(LOG_LINE_MAX)
             if verdict == b'+':
                 descriptors = array('i', [fd, conn.fileno()])
-                link.sendmsg([Order(name, who, asked, offload, 'mtu' in keys, vnl).pack()],
+                link.sendmsg([Order(name, who, asked, container, keys, vnl).pack()],
                              [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)])
         except OSError as error:
             raise Failure(errno.EAGAIN, 'the daemon ended meanwhile: ' + why(error))
@@ -3448,7 +3676,7 @@ def hear_client(conn, link, rules, deadline, data):
     except Failure as error:
         if fd is not None:
             os.close(fd)                # the client's next try may want the same name
-        refuse(conn, error, asked, who)
+        refuse(conn, error, asked, who, keys)
         return
     os.close(fd)                        # before the link: its end says that the relay alone has it
 
@@ -3473,7 +3701,7 @@ def container_of(fd, uid):
         os.close(namespace)
 
 
-def refuse(conn, error, asked, who):
+def refuse(conn, error, asked, who, keys):
     """Log and answer a request that failed with a Failure; without a sentence it was logged."""
     what = 'permission denied' if error.errno == errno.EACCES else 'failed'
     line = 'open interface %s: %s (%s): %s' % (what, asked, who, error)
@@ -3481,11 +3709,14 @@ def refuse(conn, error, asked, who):
         log.detail(line)
     elif str(error):
         log.line(LOG_NOTICE, line)
-    reply(conn, error.errno)
+    reply(conn, error.errno, **({'reason': reason_for(error, asked)} if 'reason' in keys else {}))
 
 
-def serve_interface(link, done):
-    """One interface from its opening to its end. One byte on done says that it is open."""
+def serve_interface(link, done, place):
+    """One interface from its opening to its end. One byte on done says that it is open.
+
+    place is the path of the daemon's socket.
+    """
     link.send(b'+')
     data, ancillary, _, _ = link.recvmsg(1 << 16, socket.CMSG_SPACE(2 * INT.size),
                                          MSG_CMSG_CLOEXEC)
@@ -3500,10 +3731,14 @@ def serve_interface(link, done):
     vnl, who = order.vnl, order.who
     plug, levels = None, [PLUGS.get(level.scheme, Bridge) for level in vnl.levels()]
     try:
-        tap = (OffloadTap if order.offload else Tap)(fds[0], order.name)
+        tap = (OffloadTap if 'offload' in order.keys else Tap)(fds[0], order.name)
         plug = open_plug(vnl, 'vdelxcd ' + who)
         name_process('vdelxcd:' + printable(order.name))
         session = Session(tap, plug, vnl, who, max(level.DESCRIPTORS for level in levels))
+        session.control = make_control(dict(
+            zip(('client', 'uid', 'gid'), who.split(', ')[-1].split()[1::2]), pid=os.getpid(),
+            interface=order.name, vnl=excerpt(vnl.text), container=order.container,
+            since=int(time.time()), daemon=printable(place)))
         if any(level.KEPT for level in levels):
             session.fork()
         else:
@@ -3512,9 +3747,9 @@ def serve_interface(link, done):
         if plug:
             plug.close()
         os.close(fds[0])
-        refuse(conn, error, order.asked, who)
+        refuse(conn, error, order.asked, who, order.keys)
         return
-    if reply(conn, 0, **({'mtu': plug.mtu()} if order.asked_mtu else {})):
+    if reply(conn, 0, **({'mtu': plug.mtu()} if 'mtu' in order.keys else {})):
         conn.close()
         done.send(b'+')
         done.close()
@@ -3522,6 +3757,18 @@ def serve_interface(link, done):
         session.carry()
     else:
         session.close()
+
+
+def make_control(facts):
+    """The Control of a session; one that can't be asked anything where a socket can't be had."""
+    try:
+        return Control(facts)
+    except OSError as error:
+        log.line(LOG_WARNING, 'session %d can not be asked: %s' % (os.getpid(), why(error)))
+        return Control()
+
+
+TALLIES = struct.Struct('=4Q')          # what a relay counted, for its keeper
 
 
 class Session:
@@ -3542,6 +3789,7 @@ class Session:
         self.tap, self.plug, self.vnl, self.who = tap, plug, vnl, who
         self.descriptors = descriptors
         self.child = self.lifeline = None
+        self.control = Control()
 
     def give_up_rights(self):
         """Become the user that relays are. Raises Failure."""
@@ -3564,7 +3812,12 @@ class Session:
         try:
             self.lifeline.close()
             self.give_up_rights()
-            status = self.relay(theirs.fileno())
+            self.control.lifeline = theirs
+            status = self.relay()
+            try:
+                theirs.send(TALLIES.pack(*self.control.inward + self.control.outward))
+            except OSError:
+                pass                        # the keeper is gone
         except Ended:
             status = 0
         except Failure as error:
@@ -3574,11 +3827,11 @@ class Session:
         finally:
             os._exit(status)
 
-    def relay(self, lifeline=None):
+    def relay(self):
         """Relay to the end; the exit status that tells why."""
         text = '%s (%s' % (excerpt(self.vnl.text), self.who)
         try:
-            relay(self.tap, self.plug, lifeline)
+            relay(self.tap, self.plug, self.control)
         except Ended as error:
             log.detail('close interface: %s: %s)' % (text, error))
             return 0
@@ -3620,12 +3873,21 @@ class Session:
                 excerpt(self.vnl.text), self.who, error))
             self.end_relay()
             return self.GONE
+        self.take_tallies()
         status = os.waitpid(self.child, 0)[1]
         self.child = None
         self.lifeline.close()
         if os.WIFSIGNALED(status):
             raise Ended('the relay was ended by signal %d' % os.WTERMSIG(status))
         return os.WEXITSTATUS(status)
+
+    def take_tallies(self):
+        """What the relay counted counts on in the next one."""
+        try:
+            numbers = TALLIES.unpack(self.lifeline.recv(TALLIES.size, MSG_DONTWAIT))
+            self.control.inward, self.control.outward = list(numbers[:2]), list(numbers[2:])
+        except (OSError, struct.error):     # it was killed
+            pass
 
     def come_back(self):
         """Open a network that went away as soon as that is possible; Ended when the TAP goes first.
@@ -3634,15 +3896,9 @@ class Session:
         even when one attempt met a switch that said nothing (Vde.ANSWER_TIME); the random part
         keeps many sessions from coming back at the same moment.
         """
-        tap, wait = self.tap, FIRST_WAIT
-        poller = select.poll()
-        poller.register(tap.fd, select.POLLIN)
+        wait = FIRST_WAIT
         while True:
-            deadline = time.monotonic() + wait * (0.75 + os.urandom(1)[0] / 512)
-            while time.monotonic() < deadline:
-                for _, events in poller.poll(max(deadline - time.monotonic(), 0) * 1000):
-                    if not tap.recv(tap.fd).starts and events & ~select.POLLIN:
-                        tap.hung_up(tap.fd)
+            self.wait(time.monotonic() + wait * (0.75 + os.urandom(1)[0] / 512))
             try:
                 self.plug = open_plug(self.vnl, 'vdelxcd ' + self.who)
                 self.fork()
@@ -3650,6 +3906,25 @@ class Session:
             except Failure:
                 self.plug.close()
                 wait = min(wait * 2, LONGEST_WAIT)
+
+    def wait(self, deadline):
+        """Throw away what comes from the interface, and answer who asks. Raises Ended."""
+        sources, poller = (self.tap, self.control), select.poll()
+        self.control.changed, watched = True, []
+        while time.monotonic() < deadline:
+            if self.control.changed:
+                self.control.changed = False
+                for fd in watched:
+                    poller.unregister(fd)
+                routes = {fd: each for each in sources for fd in each.fds()}
+                watched = list(routes)
+                for fd in routes:
+                    poller.register(fd, select.POLLIN)
+            for fd, events in poller.poll(max(deadline - time.monotonic(), 0) * 1000):
+                if not routes[fd].recv(fd).starts and events & ~select.POLLIN:
+                    routes[fd].hung_up(fd)
+                if self.control.changed:
+                    break
 
     def close(self):
         """End the relay, leave the network, and let the interface go."""
@@ -3679,6 +3954,80 @@ def name_process(name):
 
 
 # ==================================================================================================
+# Asking sessions
+# ==================================================================================================
+#
+# No file says which sessions there are: each answers on a socket of its own (see Control), whose
+# names the kernel lists. What a session says of itself is believed as far as its user is trusted:
+# the kernel tells pid and user of who listens there.
+
+ASK_TIME = 1.0                              # seconds that all sessions together have to answer
+
+
+class Asked:
+    """A session of this host, in our network namespace, and what it answered.
+
+    name        bytes, of its socket
+    sock        connected to it
+    pid, uid    of the process that listens there, as the kernel has it
+    facts       dict of str (see Control.status()); None when it did not answer in time
+    """
+
+    def __init__(self, name):
+        self.name, self.facts = name, None
+        self.sock = socket.socket(AF_UNIX, SOCK_SEQPACKET)
+        try:
+            self.sock.setblocking(False)
+            self.sock.connect(name)
+            self.pid, self.uid, _ = UCRED.unpack(self.sock.getsockopt(
+                socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
+            self.sock.send(b'status', MSG_NOSIGNAL)
+        except OSError:
+            self.sock.close()
+            raise
+
+    def hear(self):
+        """Take the answer; False when the session is gone, or does not talk to us."""
+        try:
+            data = self.sock.recv(65536)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        text = ''.join(c if ' ' <= c <= '~' or c == '\0' else '?' for c in os.fsdecode(data))
+        fields = (field.partition('=') for field in text.split('\0'))
+        self.facts = {name: value for name, _, value in fields}
+        return bool(data)
+
+
+def ask_sessions():
+    """Ask all sessions for their status: a list of Asked, by pid. Raises OSError.
+
+    Those that may not be asked, since they belong to other users, are not in it.
+    """
+    found, poller = {}, select.poll()
+    with open('/proc/net/unix', errors='replace') as table:
+        lines = [line.split() for line in table if '@' + Control.NAME[1:] in line]
+    for line in lines:
+        try:
+            if line[3] != '00010000':       # __SO_ACCEPTCON: a listener, no connection to one
+                continue
+            asked = Asked(b'\0' + os.fsencode(line[-1][1:]))
+        except (OSError, IndexError):
+            continue                        # gone meanwhile
+        found[asked.sock.fileno()] = asked
+        poller.register(asked.sock, select.POLLIN)
+    waiting, deadline = set(found), time.monotonic() + ASK_TIME
+    while waiting and time.monotonic() < deadline:
+        for fd, _ in poller.poll(max(deadline - time.monotonic(), 0) * 1000):
+            poller.unregister(fd)
+            waiting.discard(fd)
+            if not found[fd].hear():
+                found.pop(fd).sock.close()
+    return sorted(found.values(), key=lambda asked: asked.pid)
+
+
+# ==================================================================================================
 # Server
 # ==================================================================================================
 
@@ -3702,7 +4051,7 @@ class Reaper:
 
     def __init__(self, sessions):
         self.sessions = sessions
-        self.fd, self.next = None, time.monotonic()
+        self.fd, self.next = None, time.monotonic() + self.INTERVAL
         self.witnesses, self.missed = {}, {}        # namespace -> link in /proc; looks in vain
         try:
             self.able = os.geteuid() == 0 and os.readlink('/proc/self/ns/pid') == self.INITIAL_PIDS
@@ -3873,13 +4222,15 @@ class Server:
     hand_overs  what is not finished: socket's number -> (socket, pid of the process, deadline);
                 the socket leads to it
     sessions    the interfaces: pid -> what quotas count it by (see container_of())
+    adopted     sessions of earlier daemons at the same place: descriptor -> Asked
     """
 
     def __init__(self, listener, rules, read_rules_again, limits=(SESSIONS_MAX, CONTAINER_MAX)):
         self.listener, self.rules, self.read_rules_again = listener, rules, read_rules_again
+        self.place = os.fsdecode(listener.getsockname())
         self.sessions_max, self.container_max = limits
         self.clients, self.heard, self.hearing, self.stuck = {}, {}, {}, {}
-        self.hand_overs, self.sessions = {}, {}
+        self.hand_overs, self.sessions, self.adopted = {}, {}, {}
         # A quarter of the descriptors that there may be: each client, and each process that hears
         # one, takes one of ours, and some are left for others.
         self.hand_overs_max = min(HAND_OVERS_MAX, os.sysconf('SC_OPEN_MAX') // 4)
@@ -3896,6 +4247,21 @@ class Server:
         self.poller.register(self.signals[0], select.EPOLLIN)
         self.poller.register(listener.fileno(), select.EPOLLIN)
 
+    def adopt(self):
+        """Take over what earlier daemons at our place left: they count, and are reaped."""
+        try:
+            found = ask_sessions()
+        except OSError:
+            return
+        for asked in found:
+            facts = asked.facts or {}
+            if asked.uid == os.geteuid() and facts.get('daemon') == printable(self.place):
+                self.adopted[asked.sock.fileno()] = asked
+                self.sessions[asked.pid] = facts.get('container', '')
+                self.poller.register(asked.sock, select.EPOLLIN)
+            else:
+                asked.sock.close()
+
     def on_signal(self, number, _):
         """The handler of server and sessions (one for both: signal.signal() costs a child 350 kB).
 
@@ -3906,6 +4272,7 @@ class Server:
 
     def serve(self):
         """Work until SIGTERM or SIGINT."""
+        self.adopt()
         gc.collect()
         if hasattr(gc, 'freeze'):
             gc.freeze()                     # a session's collector leaves shared pages alone
@@ -3924,6 +4291,11 @@ class Server:
                     self.hear(fd)
                 elif fd == self.reaper.fd:
                     self.reaper.hear(self.poller)
+                elif fd in self.adopted and not self.adopted[fd].hear():
+                    self.poller.unregister(fd)
+                    asked = self.adopted.pop(fd)
+                    asked.sock.close()
+                    self.sessions.pop(asked.pid, None)
             self.hear_next_client()
             self.watch_time()
 
@@ -4083,7 +4455,8 @@ class Server:
             refusal = self.over_quota(container)
             if not refusal:
                 try:
-                    pid = self.start(lambda done: serve_interface(link, done), deadline, link)
+                    pid = self.start(lambda done: serve_interface(link, done, self.place),
+                                     deadline, link)
                     self.sessions[pid] = container
                     return
                 except OSError as error:
@@ -4166,6 +4539,8 @@ class Server:
                     other.close()
             for client in self.clients.values():
                 client.conn.close()
+            for asked in self.adopted.values():
+                asked.sock.close()
             null = os.open(os.devnull, os.O_RDWR)
             for fd in 0, 1:
                 os.dup2(null, fd)
@@ -4189,6 +4564,87 @@ class Server:
 # Everything that can go wrong goes wrong before the caller gets its prompt back: with -d the first
 # process waits for one byte that says that the socket listens and the pidfile is written; a text
 # instead is the error, and it exits with 1.
+
+class Manager:
+    """The service manager that started us, as systemd does it: sd_notify(3), sd_listen_fds(3).
+
+    sockets     str, how many sockets it passed on to us; '' for none
+    listener    the one that we took over, or None
+    """
+
+    def __init__(self, environment):
+        """Take out of the environment what is for us alone: programs of sessions inherit it."""
+        names = ('NOTIFY_SOCKET', 'LISTEN_PID', 'LISTEN_FDS', 'LISTEN_FDNAMES', 'LISTEN_PIDFDID')
+        address, pid, self.sockets = [environment.pop(name, '') for name in names][:3]
+        if pid != str(os.getpid()) or self.sockets == '0':
+            self.sockets = ''
+        self.listener = None
+        self.address = '\0' + address[1:] if address.startswith('@') else address
+
+    def tell(self, *fields):
+        """Send the fields (str, NAME=value) if it wants to know; never waits, never fails."""
+        if not self.address.startswith(('/', '\0')):
+            return
+        try:
+            with socket.socket(AF_UNIX, SOCK_DGRAM) as sock:
+                sock.sendto('\n'.join(fields).encode(), MSG_DONTWAIT | MSG_NOSIGNAL, self.address)
+        except OSError:
+            pass
+
+    def take_listener(self, path):
+        """Take over the listening socket that was passed on. Raises Failure.
+
+        path is where it has to be, absolute, or None for anywhere.
+        """
+        if self.sockets != '1':
+            raise bad('LISTEN_FDS=%s: only one socket can be taken over', printable(self.sockets))
+        doing = 'descriptor %d, the socket of LISTEN_FDS' % LISTENER
+        try:
+            if not stat.S_ISSOCK(os.fstat(LISTENER).st_mode):
+                raise bad('%s: is no socket', doing)
+            os.set_inheritable(LISTENER, False)
+            sock = socket.socket(AF_UNIX, SOCK_STREAM, fileno=LISTENER)
+            domain, kind, listens = (sock.getsockopt(socket.SOL_SOCKET, option) for option in (
+                socket.SO_DOMAIN, socket.SO_TYPE, socket.SO_ACCEPTCONN))
+            if (domain, kind) != (AF_UNIX, SOCK_STREAM):
+                raise bad('%s: is no UNIX stream socket', doing)
+            if not listens:
+                raise bad('%s: does not listen', doing)
+            place = os.fsdecode(sock.getsockname())
+            if path and not is_same_file(path, place):
+                raise bad('socket %s: %s is %s', printable(path), doing, printable(place))
+            sock.setblocking(False)
+        except OSError as error:
+            raise Failure(error.errno, '%s: %s' % (doing, why(error)))
+        self.listener = sock
+
+
+def is_same_file(path, other):
+    """Are two paths one file?"""
+    try:
+        return identity_of(path) == identity_of(other)
+    except (OSError, ValueError):           # an abstract name has a NUL
+        return False
+
+
+def check_ready_fd(fd):
+    """Raises Failure when a descriptor is not there, or not to be written to."""
+    try:
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    except OSError as error:
+        raise Failure(error.errno, '--ready-fd %d: %s' % (fd, why(error)))
+
+
+def report_ready(fd):
+    """Write a newline to a descriptor and close it; nobody has to read it."""
+    try:
+        os.write(fd, b'\n')
+    except OSError:
+        pass
+    os.close(fd)
+    open_standard_streams()                 # it may have been one of them
+
 
 def open_listener(path, mode):
     """Listen on a UNIX socket at an absolute path. Raises Failure.
@@ -4404,23 +4860,44 @@ def next_value(words, option):
     return words.pop(0)
 
 
-FLAGS = {'daemon': 'd', 'verbose': 'v', 'help': 'h', 'version': '', 'allow-commands': ''}
+FLAGS = {'daemon': 'd', 'verbose': 'v', 'help': 'h', 'version': '', 'allow-commands': '',
+         'check-config': '', 'list': '', 'json': ''}
 VALUED = {'rcfile': 'f', 'pidfile': 'p', 'mode': 'm', 'user': '', 'max-sessions': '',
-          'max-per-container': ''}
+          'max-per-container': '', 'ready-fd': '', 'test': '', 'completion': '', 'close': '',
+          'capture': '', 'write': 'w'}
+COMPLETED = {'rcfile': 'files', 'pidfile': 'files', 'write': 'files', 'user': 'users',
+             'test': 'networks', 'completion': 'shells'}
+PRINTED = {'help', 'version', 'completion'}     # options that only print a text
+EXAMINING = {'check-config', 'test'}            # options that start nothing
+ASKING = {'list', 'close', 'capture'}           # options about sessions that there are
 
 
-def parse_arguments(arguments):
+def parse_arguments(arguments, inherited=False):
     """The command line as a dictionary; of a repeated option the first counts, of -f the last.
 
-    Raises Usage.
+    Where no SOCKET is needed, since one is inherited or nothing is started, a single argument is
+    the VNL when it has a scheme, and else SOCKET. Raises Usage.
     """
     pairs, rest = split_options(arguments, FLAGS, VALUED)
     options = {}
     for name, value in pairs:
         if name == 'rcfile' or name not in options:
             options[name] = value
-    if 'help' in options or 'version' in options:
+    if options.get('completion', 'bash') != 'bash':
+        raise Usage('--completion %s: only for bash' % options['completion'])
+    if PRINTED & set(options):
         return options
+    for name, other in ('json', 'list'), ('write', 'capture'):
+        if name in options and other not in options:
+            raise Usage('--%s: only with --%s' % (name, other))
+    if ASKING & set(options):
+        if rest or len(ASKING & set(options)) > 1:
+            raise Usage('%s: one of --list, --close and --capture, and nothing else' % (
+                rest[0] if rest else '--list'))
+        return options
+    examined = EXAMINING & set(options)
+    if (examined or inherited) and (not rest or len(rest) == 1 and '://' in rest[0]):
+        rest.insert(0, None)
     if not 1 <= len(rest) <= 2:
         raise Usage('which socket?' if not rest else '%s: one socket and one VNL at most' % rest[2])
     options['socket'] = rest[0]
@@ -4429,49 +4906,330 @@ def parse_arguments(arguments):
         if not options['mode'] or set(options['mode']) - set('01234567') or int(
                 options['mode'], 8) > 0o777:
             raise Usage('-m %s: not an octal mode from 0 to 777' % options['mode'])
+        if inherited:
+            raise Usage('-m: the mode of an inherited socket is the affair of who made it')
         options['mode'] = int(options['mode'], 8)
-    for name, default in ('max-sessions', SESSIONS_MAX), ('max-per-container', CONTAINER_MAX):
-        text = options.get(name, str(default))
-        if set(text) - set('0123456789') or not 0 < len(text) < 10:
-            raise Usage('--%s %s: not a number' % (name, text))
-        options[name] = int(text)
+    for name, default in (('max-sessions', SESSIONS_MAX), ('max-per-container', CONTAINER_MAX),
+                          ('ready-fd', None)):
+        if default is not None or name in options:
+            text = options.get(name, str(default))
+            if set(text) - set('0123456789') or not 0 < len(text) < 10:
+                raise Usage('--%s %s: not a number' % (name, text))
+            options[name] = int(text)
+    if inherited and options.get('ready-fd') == LISTENER:
+        raise Usage('--ready-fd %d: is the inherited socket' % LISTENER)
     for name in 'socket', 'pidfile', 'rcfile':
         if options.get(name) == '':
             raise Usage('%s: an empty path' % name)
-        if options.get(name):
+        if options.get(name) and not examined:
             options[name] = os.path.abspath(options[name])      # before -d changes the directory
     return options
 
 
 def load_rules(options):
-    """The Rules that the command line asks for; warnings are logged. Raises Failure."""
-    rules, warnings = read_rules(options.get('rcfile'), options['vnl'], read_vnl,
-                                 'allow-commands' in options)
-    for warning in warnings:
-        log.line(LOG_WARNING, 'warning: ' + warning)
+    """The Rules that the command line asks for, and a summary; warnings are logged.
+
+    Raises Failure with all faults, one a line.
+    """
+    warnings = []
+    try:
+        rules = read_rules(options.get('rcfile'), options['vnl'], read_vnl,
+                           'allow-commands' in options, warnings)[0]
+    finally:
+        for warning in warnings if 'test' not in options else []:
+            log.line(LOG_WARNING, 'warning: ' + warning)
+    return rules, ', '.join([rules.summary] + [counted(len(warnings), 'warning')] * bool(warnings))
+
+
+def load_rules_again(options, old, manager):
+    """The Rules after SIGHUP: all of the new ones, or the old ones."""
+    manager.tell('RELOADING=1', 'MONOTONIC_USEC=%d' % (time.monotonic() * 1000000))
+    try:
+        rules, summary = load_rules(options)
+        log.line(LOG_NOTICE, 'rules read again: ' + summary)
+    except Failure as error:
+        rules, faults = old, str(error).split('\n')
+        for fault in faults:
+            log.line(LOG_ERR, 'rules not read again, the old ones stay: ' + fault)
+        summary = 'rules not read again, the old ones stay: ' + counted(len(faults), 'fault')
+    manager.tell('READY=1', 'STATUS=' + summary)
     return rules
 
 
-def load_rules_again(options, old):
-    """The Rules after SIGHUP: all of the new ones, or the old ones."""
+def examine(options):
+    """--check-config and --test: tell what a start would find; return the exit status."""
     try:
-        rules = load_rules(options)
-        log.line(LOG_NOTICE, 'rules read again')
-        return rules
+        rules, summary = load_rules(options)
     except Failure as error:
         for fault in str(error).split('\n'):
-            log.line(LOG_ERR, 'rules not read again, the old ones stay: ' + fault)
-        return old
+            log.line(LOG_ERR, fault)
+        return 1
+    if 'check-config' in options:
+        say('%s: %s\n' % (printable(options.get('rcfile', COMMAND_LINE)), summary))
+    return test_vnl(options['test'], rules) if 'test' in options else 0
 
 
-def run(options):
+def test_vnl(text, rules):
+    """Print what a client that asks for a VNL gets, level by level; return the exit status.
+
+    Raises Failure for what is no VNL.
+    """
+    if len(os.fsencode(text)) > VNL_MAX:
+        raise bad('the VNL is longer than %d bytes', VNL_MAX)
+    try:
+        vnl = read_vnl(text) if text else choose_network(text, rules)
+    except Failure as error:
+        raise bad('%s: %s', excerpt(text) or 'the default network', error)
+    verdicts, status = {}, 0
+    try:
+        rules.judge(vnl, verdicts)
+    except Failure:
+        status = 1
+    plug = Plug
+    for level in vnl.levels():
+        if level in verdicts:               # after a refusal the others are not looked at
+            say('%s: %s\n' % (printable(level.head), verdicts[level]))
+        if not status and plug:             # a level inside one of vde_plug's is opened by that
+            plug = PLUGS.get(level.scheme)
+            say('    %s\n' % printable('opens ' + written_out(level, plug) if plug
+                                       else 'runs %s %s' % (Bridge.PROGRAM, level.text)))
+    return status
+
+
+def written_out(level, plug):
+    """The text of one level of a VNL with every default that has a value written out."""
+    address, given = plug.fill_in(level.address, level.options)
+    whole = dict(plug.DEFAULTS, **given)
+    return head_text(plug, level.scheme, address,
+                     {name: whole[name] for name in plug.OPTIONS if name in whole})
+
+
+def ask(options):
+    """--list, --close and --capture. Raises Failure, OSError."""
+    found = ask_sessions()
+    if 'list' in options:
+        list_sessions(found, 'json' in options)
+    elif 'close' in options:
+        close_session(pick_session(options['close'], found))
+    else:
+        capture(pick_session(options['capture'], found), options.get('write', '-'))
+
+
+# The columns of --list: title, key of Control.status(), is it a number?
+COLUMNS = (
+    ('PID', 'pid', True), ('INTERFACE', 'interface', False), ('STATE', 'state', False),
+    ('SINCE', 'since', False), ('NETWORK', 'vnl', False), ('CLIENT', 'client', True),
+    ('UID', 'uid', True), ('GID', 'gid', True), ('CONTAINER', 'container', False),
+    ('IN-FRAMES', 'in_frames', True), ('IN-BYTES', 'in_bytes', True),
+    ('IN-DROPS', 'in_drops', True), ('OUT-FRAMES', 'out_frames', True),
+    ('OUT-BYTES', 'out_bytes', True), ('OUT-DROPS', 'out_drops', True))
+
+
+def list_sessions(found, as_json):
+    """Print what sessions answered; found is a list of Asked."""
+    rows = [dict(asked.facts or {'state': 'no answer'}, pid=str(asked.pid)) for asked in found]
+    if as_json:
+        import json
+        say(json.dumps([{key: int(value) if value.isdigit() and key not in ('interface', 'vnl')
+                         else value for key, value in row.items()} for row in rows],
+                       indent=1, sort_keys=True) + '\n')
+        return
+    for row in rows:
+        if row.get('since', '').isdigit():
+            row['since'] = time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(int(row['since'])))
+    table = [[title for title, _, _ in COLUMNS]]
+    table += [[row.get(key) or '-' for _, key, _ in COLUMNS] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*table)]
+    for line in table:
+        say('  '.join(text.rjust(width) if number else text.ljust(width) for text, width,
+                      (_, _, number) in zip(line, widths, COLUMNS)).rstrip() + '\n')
+
+
+def pick_session(text, found):
+    """The one Asked that a process id or the name of an interface means. Raises Failure."""
+    picked = [asked for asked in found if str(asked.pid) == text] or [
+        asked for asked in found if asked.facts and asked.facts.get('interface') == text]
+    if not picked:
+        raise Failure(errno.ESRCH, '%s: no session of this host that may be asked has this process '
+                      'id or interface; see --list' % printable(text))
+    if len(picked) > 1:
+        raise Failure(errno.EINVAL, '%s: several sessions have this interface; their process ids '
+                      'are %s' % (printable(text), ', '.join(str(asked.pid) for asked in picked)))
+    return picked[0]
+
+
+def is_there(name):
+    """Does a session still listen at its name (bytes)?"""
+    with socket.socket(AF_UNIX, SOCK_SEQPACKET) as sock:
+        return sock.connect_ex(name) == 0
+
+
+def close_session(asked):
+    """End a session and wait until it is gone. Raises Failure, OSError."""
+    def is_gone(seconds):
+        """Is it gone within this time?"""
+        deadline = time.monotonic() + seconds
+        while is_there(asked.name):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+        return True
+
+    if asked.facts:
+        try:
+            asked.sock.send(b'close', MSG_NOSIGNAL)
+        except OSError:
+            pass                            # it is about to end
+    if asked.facts and is_gone(3):
+        return
+    os.kill(asked.pid, signal.SIGTERM)      # its container keeps it from answering
+    if not is_gone(3):
+        raise Failure(errno.ETIMEDOUT, 'session %d does not end' % asked.pid)
+
+
+def capture(asked, path):
+    """Write a session's frames to a file, '-' for stdout, until it ends. Raises Failure."""
+    if path == '-' and os.isatty(1):
+        raise Failure(errno.EINVAL, '--capture: not to a terminal: name a file with -w, or pipe it '
+                      'to tcpdump -r -')
+    try:
+        output = 1 if path == '-' else os.open(
+            path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise Failure(error.errno, '%s: %s' % (printable(path), why(error)))
+    left_out = int((asked.facts or {}).get('left_out', 0))
+    try:
+        write_all(output, PCAP_FILE)
+        while copy_frames(asked, output):
+            time.sleep(0.2)                 # its network went: there will be another relay
+    except BrokenPipeError:                 # the reader has seen enough
+        pass
+    except OSError as error:
+        raise Failure(error.errno, '%s: %s' % (printable(path), why(error)))
+    except KeyboardInterrupt:
+        pass
+    try:
+        asked = Asked(asked.name)
+        select.select([asked.sock], [], [], ASK_TIME)
+        if asked.hear() and asked.facts:
+            left_out = int(asked.facts.get('left_out', left_out)) - left_out
+            if left_out:
+                log.line(LOG_WARNING, 'vdelxcd: the reader was too slow for %d frames' % left_out)
+    except OSError:
+        pass                                # the session ended
+
+
+def write_all(fd, data):
+    """Write all of data to a descriptor. Raises OSError."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view):]
+
+
+def copy_frames(asked, output):
+    """Copy records to a descriptor until the connection ends; is the session still there?"""
+    with socket.socket(AF_UNIX, SOCK_SEQPACKET) as sock:
+        try:
+            sock.connect(asked.name)
+            sock.send(b'capture', MSG_NOSIGNAL)
+        except BrokenPipeError:
+            return True                     # nobody relays just now
+        except OSError:
+            return False
+        while True:
+            try:
+                data = sock.recv(1 << 20)
+            except ConnectionResetError:
+                data = b''
+            if not data:
+                return is_there(asked.name)
+            write_all(output, data)
+
+
+BASH_COMPLETION = r"""# bash completion for vdelxcd
+_vdelxcd() {
+    local piece=${COMP_WORDS[COMP_CWORD]} value= head= option= places=0 joined= word strip
+    local -a words=()
+    for word in "${COMP_WORDS[@]:1:COMP_CWORD}"; do     # bash splits words at : and =, too
+        if [[ $joined || $word == [:=] ]]; then
+            value+=$word
+        else
+            words+=("$value")
+            value=$word
+        fi
+        [[ $word == [:=] ]] && joined=1 || joined=
+    done
+    for word in "${words[@]:1}"; do
+        if [[ $option ]]; then
+            option=
+        else
+            case $word in
+                %(valued)s) option=$word ;;&
+                --test*|--check-config) places=1 ;;     # no socket is needed
+                -*) ;;
+                *) places=$((places + 1)) ;;
+            esac
+        fi
+    done
+    strip=${value%%"${piece#[:=]}"}
+    if [[ ! $option && $value == --*=* ]]; then
+        option=${value%%%%=*} head=${value%%%%=*}= value=${value#*=}
+    elif [[ ! $option && $value == -* ]]; then
+        option=options
+    elif [[ ! $option ]]; then
+        [[ $places -gt 0 ]] && option=--test || option=--rcfile
+    fi
+    COMPREPLY=()
+    case $option in
+        options) mapfile -t COMPREPLY < <(compgen -W '%(options)s' -- "$value") ;;
+        %(users)s) mapfile -t COMPREPLY < <(compgen -u -- "$value") ;;
+        %(shells)s) mapfile -t COMPREPLY < <(compgen -W bash -- "$value") ;;
+        %(files)s)
+            mapfile -t COMPREPLY < <(compgen -f -- "$value")
+            compopt -o filenames 2> /dev/null ;;
+        %(networks)s)
+            mapfile -t COMPREPLY < <(
+                compgen -W '%(schemes)s' -- "$value"
+                [[ $value == */* ]] && compgen -f -- "$value")
+            compopt -o nospace 2> /dev/null ;;
+    esac
+    for word in "${!COMPREPLY[@]}"; do      # only what follows the last : or = is replaced
+        value=$head${COMPREPLY[word]}
+        COMPREPLY[word]=${value#"$strip"}
+    done
+}
+complete -F _vdelxcd vdelxcd vdelxcd.py
+"""
+
+
+def complete_in_bash():
+    """The text of --completion bash: made of the tables of options and schemes."""
+    names = ['--' + name for name in list(FLAGS) + list(VALUED)]
+    names += ['-' + letter for table in (FLAGS, VALUED) for letter in table.values() if letter]
+    fields = {'options': ' '.join(sorted(names)),
+              'schemes': ' '.join(scheme + '://' for scheme in sorted(PLUGS)),
+              'valued': option_pattern(VALUED)}
+    for kind in set(COMPLETED.values()):
+        fields[kind] = option_pattern(name for name in VALUED if COMPLETED.get(name) == kind)
+    return BASH_COMPLETION % fields
+
+
+def option_pattern(names):
+    """The pattern of a shell for options with a value: -f|--rcfile."""
+    return '|'.join('-%s|--%s' % (VALUED[name], name) if VALUED[name] else '--' + name
+                    for name in names)
+
+
+def run(options, manager):
     """Rules, socket, detach, pidfile, ready, serve, clean up. Raises Failure."""
-    rules = load_rules(options)
+    rules, summary = load_rules(options)
     rights.choose(options.get('user'))
     # From now on there is something to remove: signals wait until the server handles them.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    listener = open_listener(options['socket'], options.get('mode'))
-    remove = [(options['socket'], identity_of(options['socket']))]
+    listener, remove = manager.listener, []
+    if listener is None:
+        listener = open_listener(options['socket'], options.get('mode'))
+        remove.append((options['socket'], identity_of(options['socket'])))
     owner, ready = os.getpid(), None
     try:
         if 'daemon' in options:
@@ -4481,8 +5239,12 @@ def run(options):
         if 'pidfile' in options:
             write_pidfile(options['pidfile'])
             remove.append((options['pidfile'], identity_of(options['pidfile'])))
-        server = Server(listener, rules, lambda old: load_rules_again(options, old),
+        server = Server(listener, rules, lambda old: load_rules_again(options, old, manager),
                         (options['max-sessions'], options['max-per-container']))
+        manager.tell('READY=1', 'STATUS=' + summary,
+                     *['MAINPID=%d' % owner] * ('daemon' in options))
+        if 'ready-fd' in options:
+            report_ready(options['ready-fd'])
         if ready is not None:
             log.open_syslog()
             leave_terminal()
@@ -4490,6 +5252,7 @@ def run(options):
             os.close(ready)
             ready = None
         server.serve()
+        manager.tell('STOPPING=1')
     except (Failure, OSError) as error:
         if ready is None:
             raise
@@ -4520,13 +5283,24 @@ def main(arguments):
     """Parse the command line and run; return the exit status."""
     try:
         open_standard_streams()
-        log.open_stderr()
-        options = parse_arguments(arguments)
-        if 'help' in options or 'version' in options:
-            say(HELP if 'help' in options else 'vdelxcd %s\n' % VERSION)
+        manager = Manager(os.environ)
+        options = parse_arguments(arguments, bool(manager.sockets))
+        if PRINTED & set(options):
+            say(HELP if 'help' in options else 'vdelxcd %s\n' % VERSION if 'version' in options
+                else complete_in_bash())
             return 0
+        if EXAMINING & set(options):
+            return examine(options)
+        if ASKING & set(options):
+            ask(options)
+            return 0
+        if 'ready-fd' in options:       # both before the log opens something of the same number
+            check_ready_fd(options['ready-fd'])
+        if manager.sockets:
+            manager.take_listener(options['socket'])
+        log.open_stderr()
         log.verbose = 'verbose' in options
-        run(options)
+        run(options, manager)
         return 0
     except (Failure, OSError) as error:
         for line in (str(error) if isinstance(error, Failure) else why(error)).split('\n'):

@@ -15,7 +15,7 @@ LATE_IMPORTS = {'json'}                     # only where they are used
 OPTIONAL_IMPORTS = {'resource'}             # in a try: python3-minimal has none
 HEAVY = ['ctypes', 'threading', 'argparse', 'logging', 'subprocess', 'json', 'asyncio', 'typing',
          'ipaddress', 'pathlib', 'multiprocessing', 'getopt', 'gettext', 're']
-CLIENT_LINES, DAEMON_LINES, COLUMNS = 470, 4560, 100
+CLIENT_LINES, DAEMON_LINES, COLUMNS = 850, 5420, 100
 
 # the methods that the docstring of Plug describes, in the order in which every plug has them
 CONTRACT = ['bare_option', 'normal_address', 'fill_in', 'open', '__init__', 'fds', 'recv', 'send',
@@ -97,11 +97,13 @@ def test_an_import_is_used(path):
 
 @pytest.mark.parametrize('path', [CLIENT, DAEMON])
 def test_a_script_brings_no_heavy_module_along(path):
+    """Nor does the client bring what socket imports for others: a quarter of its start-up time."""
     code = ('import sys; sys.argv = ["x"]; sys.dont_write_bytecode = True\n'
             'sys.path.insert(0, %r); import %s; print(*sys.modules)'
             % (ROOT, os.path.basename(path)[:-3]))
     loaded = subprocess.check_output([sys.executable, '-I', '-S', '-c', code])
-    assert not set(loaded.decode().split()) & set(HEAVY)
+    light = {'enum', 'selectors', 'array', 'collections'} if path == CLIENT else set()
+    assert not set(loaded.decode().split()) & (light | set(HEAVY))
 
 
 @pytest.mark.parametrize('path, most', [(CLIENT, CLIENT_LINES), (DAEMON, DAEMON_LINES)])

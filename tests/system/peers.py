@@ -292,9 +292,18 @@ def group_of(pid):
         return int(file.read().partition('Gid:')[2].split()[1])
 
 
+def process_name(pid):
+    """What ps shows of a process; '' when it is gone."""
+    try:
+        with open('/proc/%d/comm' % pid) as file:
+            return file.read().strip()
+    except OSError:
+        return ''
+
+
 def session_pids(daemon):
     """The pids of the sessions of a daemon; of relay and keeper it is the keeper's."""
-    pids = [pid for pid in daemon.pids() if pid != daemon.process.pid]
+    pids = [pid for pid in daemon.pids() if process_name(pid).startswith('vdelxcd:')]
     return [pid for pid in pids if parent(pid) not in pids]
 
 

@@ -559,13 +559,13 @@ def test_a_session_has_its_tap_its_network_and_nothing_of_the_server(
         assert not private & set(found)         # no listener, no connection, no signal pipe
         assert found.count('/dev/net/tun') == 1
         own = [fd for fd in found if fd.startswith('socket:')]
-        assert len(own) == 2                    # vxvde:// has two
+        assert len(own) == 3                    # vxvde:// has two, and one is to be asked on
         sockets += own
         assert found.count('anon_inode:[eventpoll]') == 1
         rest = set(found) - set(own) - {'/dev/net/tun', 'anon_inode:[eventpoll]'}
         assert rest == {'/dev/null', daemon.logfile}
         assert os.readlink('/proc/%d/fd/0' % pid) == os.readlink('/proc/%d/fd/1' % pid)
-    assert len(set(sockets)) == 6               # none is shared
+    assert len(set(sockets)) == 9               # none is shared
 
 
 # ---- the log ------------------------------------------------------------------------------------

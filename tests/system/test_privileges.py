@@ -31,7 +31,7 @@ def limits(pid):
 
 def relays(daemon):
     """The pids of the processes that carry frames: those without children."""
-    pids = [pid for pid in daemon.pids() if pid != daemon.process.pid]
+    pids = [pid for pid in daemon.pids() if peers.process_name(pid).startswith('vdelxcd:')]
     parents = {peers.parent(pid) for pid in pids}
     return [pid for pid in pids if pid not in parents]
 

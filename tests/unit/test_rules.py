@@ -434,3 +434,13 @@ def test_a_denial_covers_its_own_scheme_and_port_and_a_denied_prefix_the_switch(
         'hub:///run/sw']
     assert judged('deny vde:///run/sw[3]\npfxallow\n', vnls) == vnls[:2]
     assert judged('pfxdeny vde:///run/sw\npfxallow\n', vnls) == []
+
+
+def test_a_line_about_a_whole_decides_until_all_of_it_is_allowed(judged):
+    nine, eight = 'vlan://9{null://}', 'vlan://8{null://}'
+    assert judged('pfxallow vlan://\ndeny %s\npfxallow null://\n' % nine, [nine, eight]) == [eight]
+    assert judged('pfxallow vlan://\npfxallow null://\ndeny %s\n' % nine, [nine]) == [nine]
+    assert judged('pfxallow vlan://\nallow %s\n' % eight, [nine, eight]) == [eight]
+    assert judged('pfxallow vlan://\npfxdeny vlan://9{\npfxallow\n', [nine, eight]) == [eight]
+    # Only for the level itself the first line is the one that counts.
+    assert judged('pfxallow vlan://9\npfxdeny vlan://\npfxallow null://\n', [nine, eight]) == [nine]
