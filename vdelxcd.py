@@ -4385,7 +4385,7 @@ class Server:
         client = self.clients.pop(fd)
         self.poller.unregister(fd)
         with client.conn:
-            refuse(client.conn, Failure(number, sentence), 'an unread request', client.who)
+            refuse(client.conn, Failure(number, sentence), 'an unread request', client.who, ())
 
     def hear_next_client(self):
         """Fork a process that hears a client, if there is something to hear.

@@ -105,4 +105,5 @@ def test_interfaces_of_several_containers_survive_the_daemon_that_is_killed_in_t
         scene.daemon.start()
         scene.bystanders.serve_newcomer()
     scene.attacker.silent_end()
+    scene.bystanders.note()             # the new one asks the sessions, which takes a descriptor
     scene.prove()
