@@ -47,7 +47,9 @@ SEND_BUFFER = 1 << 20       # bytes asked of the kernel for what it sends
 MACS_MAX = 4096             # entries of a MAC table
 HAND_OVER_TIME = 5.0        # seconds a client has to hand over its TAP
 RESOLVER = 'timeout:1 attempts:2'       # resolv.conf(5): a name is found, or not, within that
-HAND_OVERS_MAX = 64         # unfinished hand-overs; one more and the oldest goes
+HAND_OVERS_MAX = 64         # clients with nothing to hear yet; and processes that hear one
+ACCEPTS = 64                # connections accepted in one turn
+STUCK_MAX = 8               # processes of one container that did not end when they were killed
 SESSIONS_MAX = 2048         # interfaces
 CONTAINER_MAX = 256         # interfaces of one network namespace
 PAUSE = 0.2                 # seconds without accept() when processes or descriptors run out
@@ -165,6 +167,8 @@ SIGNALS = SIGCHLD, SIGTERM, SIGINT, SIGHUP = tuple(map(int, (
 SO_SNDBUFFORCE = 32
 SO_RCVBUFFORCE = 33
 IP_MTU, IPV6_MTU = 14, 24                   # of the path of a connected socket
+IP_MTU_DISCOVER, IPV6_MTU_DISCOVER = 10, 23
+PMTUDISC_OMIT = 5                           # only the interface's own MTU counts (Linux 3.15)
 IP_MULTICAST_ALL = 49
 IPV6_MULTICAST_ALL = 29
 IP_MREQN = struct.Struct('4s4si')           # struct ip_mreqn: group, address, interface index
@@ -1475,7 +1479,7 @@ class IPv4:
     TTL, MULTICAST_TTL = socket.IP_TTL, socket.IP_MULTICAST_TTL
     MULTICAST_IF, MULTICAST_ALL = socket.IP_MULTICAST_IF, IP_MULTICAST_ALL
     MULTICAST_LOOP, JOIN = socket.IP_MULTICAST_LOOP, socket.IP_ADD_MEMBERSHIP
-    MTU, HEADERS = IP_MTU, 20 + 8           # bytes of the IP and UDP headers
+    MTU, MTU_DISCOVER, HEADERS = IP_MTU, IP_MTU_DISCOVER, 20 + 8    # bytes: IP and UDP headers
 
     @staticmethod
     def membership(group, index):
@@ -1500,7 +1504,7 @@ class IPv6:
     TTL, MULTICAST_TTL = socket.IPV6_UNICAST_HOPS, socket.IPV6_MULTICAST_HOPS
     MULTICAST_IF, MULTICAST_ALL = socket.IPV6_MULTICAST_IF, IPV6_MULTICAST_ALL
     MULTICAST_LOOP, JOIN = socket.IPV6_MULTICAST_LOOP, socket.IPV6_JOIN_GROUP
-    MTU, HEADERS = IPV6_MTU, 40 + 8
+    MTU, MTU_DISCOVER, HEADERS = IPV6_MTU, IPV6_MTU_DISCOVER, 40 + 8
 
     @staticmethod
     def membership(group, index):
@@ -1529,7 +1533,7 @@ def ip_text(text):
     try:
         return socket.inet_ntop(family, socket.inet_pton(family, text))
     except (OSError, ValueError):
-        raise ValueError('%s is not an IP address' % printable(text))
+        raise ValueError('%s is not an IP address' % (printable(text) or 'nothing'))
 
 
 def is_multicast(address):
@@ -1537,6 +1541,11 @@ def is_multicast(address):
     family = ip_family(address).FAMILY
     first = socket.inet_pton(family, address)[0]
     return first == 0xff if family == AF_INET6 else 0xe0 <= first <= 0xef
+
+
+def address_option(value):
+    """The check of an option that is an IP address."""
+    return ip_text(value or '')
 
 
 def interface_option(value):
@@ -1596,6 +1605,22 @@ def set_buffer(sock, forced, polite, size):
         sock.setsockopt(socket.SOL_SOCKET, polite, size)
 
 
+def set_reach(sock, family, ttl):
+    """Say how many routers a datagram may pass, plus one. Raises OSError.
+
+    With 1 there is no router that could complain of a datagram's size, and no such complaint is
+    believed: one forged ICMP error would have the kernel cut all datagrams to 552 bytes, for ten
+    minutes.
+    """
+    sock.setsockopt(family.LEVEL, family.TTL, ttl)
+    sock.setsockopt(family.LEVEL, family.MULTICAST_TTL, ttl)
+    if ttl == 1:
+        try:
+            sock.setsockopt(family.LEVEL, family.MTU_DISCOVER, PMTUDISC_OMIT)
+        except OSError:                     # an older kernel
+            pass
+
+
 def join_group(sock, family, group, index):
     """Hear a multicast group, on one interface or (0) where the routing says. Raises OSError."""
     try:
@@ -1617,7 +1642,7 @@ class Overlay(Plug):
     STYLE = '/'
     OPTIONS = {'port': number(1, 65535), 'vni': vni, 'grp': group_number, 'ttl': number(1, 255),
                'v4': flag, 'v6': flag, 'rcvbuf': size, 'hashsize': number(1, 1 << 24),
-               'expiretime': number(1, 1 << 31), 'if': interface_option, 'bind': ip_text}
+               'expiretime': number(1, 1 << 31), 'if': interface_option, 'bind': address_option}
     DEFAULTS = {'port': '14789', 'vni': '1', 'ttl': '1', 'hashsize': '1024', 'expiretime': '128'}
     IDENTITY = ('port', 'vni')
     headroom = VXLAN_HEADER.size
@@ -1793,8 +1818,7 @@ class Vxvde(Overlay):
         receive_buffer = options.get('rcvbuf', RECEIVE_BUFFER)
         own = open_udp(family, options.get('bind', family.ANY), 0, 0, receive_buffer)
         self.sender = self.add_socket(own)
-        own.setsockopt(family.LEVEL, family.TTL, int(options['ttl']))
-        own.setsockopt(family.LEVEL, family.MULTICAST_TTL, int(options['ttl']))
+        set_reach(own, family, int(options['ttl']))
         if index:
             own.setsockopt(family.LEVEL, family.MULTICAST_IF, family.outgoing(index))
         heard = open_udp(family, group, int(options['port']), index, receive_buffer, reuse=True)
@@ -1844,8 +1868,7 @@ class Vxlan(Overlay):
         sock = open_udp(family, family.ANY, int(options['port']), 0,
                         options.get('rcvbuf', RECEIVE_BUFFER))
         self.sender = self.add_socket(sock)
-        sock.setsockopt(family.LEVEL, family.TTL, int(options['ttl']))
-        sock.setsockopt(family.LEVEL, family.MULTICAST_TTL, int(options['ttl']))
+        set_reach(sock, family, int(options['ttl']))
         sock.setsockopt(family.LEVEL, family.MULTICAST_LOOP, 0)
         if index:
             sock.setsockopt(family.LEVEL, family.MULTICAST_IF, family.outgoing(index))
@@ -2127,7 +2150,7 @@ class Vde(PathPlug, LocalSocket):
     DEFAULTS = {'mode': '700'}
     IDENTITY = ('port', 'portgroup')
     KEPT = True
-    ANSWER_TIME = 3             # seconds that a switch has to answer
+    ANSWER_TIME = 3.0           # seconds that a switch has to let us in and to answer
 
     @staticmethod
     def bare_option(text):
@@ -2140,9 +2163,7 @@ class Vde(PathPlug, LocalSocket):
     def __init__(self, vnl, who):
         data = socket.socket(AF_UNIX, SOCK_DGRAM)
         self.control = socket.socket(AF_UNIX, SOCK_STREAM)
-        # These bound connect() as well; settimeout() would make a full backlog fail at once.
-        for option in socket.SO_SNDTIMEO, socket.SO_RCVTIMEO:
-            self.control.setsockopt(socket.SOL_SOCKET, option, TIMEVAL.pack(self.ANSWER_TIME, 0))
+        self.deadline = time.monotonic() + self.ANSWER_TIME
         name = None
         doing = 'switch ' + (printable(vnl.address) or '(default)')
         try:
@@ -2172,6 +2193,18 @@ class Vde(PathPlug, LocalSocket):
         self.control.setblocking(False)
         super().__init__(data)
 
+    def limit_waiting(self):
+        """Let the next call wait until the deadline at most. Raises OSError when that is over.
+
+        These bound connect() as well; settimeout() would make a full backlog fail at once.
+        """
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        for option in socket.SO_SNDTIMEO, socket.SO_RCVTIMEO:
+            self.control.setsockopt(socket.SOL_SOCKET, option,
+                                    TIMEVAL.pack(int(left), int(left % 1 * 1e6) or 1))
+
     def connect_control(self, path, portgroup):
         """Connect to a switch's control socket; return the switch's directory."""
         home = os.environ.get('HOME') or pwd.getpwuid(os.getuid()).pw_dir
@@ -2185,6 +2218,7 @@ class Vde(PathPlug, LocalSocket):
                     raise Failure(errno.EINVAL, 'portgroup %s: not a name' % printable(name))
                 try:
                     pack_path(os.path.join(place, name))
+                    self.limit_waiting()
                     self.control.connect(os.path.join(place, name))
                     return place
                 except OSError as error:
@@ -2223,6 +2257,7 @@ class Vde(PathPlug, LocalSocket):
         self.control.sendall(request + pack_path(name) + os.fsencode(who)[:SWITCH_TEXT_MAX])
         answer = b''
         while len(answer) < SOCKADDR_UN.size:
+            self.limit_waiting()
             part = self.control.recv(SOCKADDR_UN.size - len(answer))
             if not part:
                 raise Failure(errno.EBUSY if port else errno.ECONNREFUSED,
@@ -3445,16 +3480,16 @@ def drops_of(plug):
 # ==================================================================================================
 #
 # The client sends its VNL, NUL, and one descriptor; the answer is an errno in decimal and NUL. Who
-# sends is not trusted: the message is read in the session's own process, nothing of it is believed
+# sends is not trusted: the message is read in a process of its own, nothing of it is believed
 # before it was looked at, and a client that takes too long is cut off (by the server, with SIGKILL:
-# even fstat() of a foreign descriptor can wait forever).
+# even close() of a foreign descriptor can wait forever).
 
-def receive_request(conn, deadline):
-    """Read a request: (VNL as str, descriptor, keys as a dict of str).
+def receive_request(conn, deadline, data=b''):
+    """Read a request that begins with data: (VNL as str, descriptor, keys as a dict of str).
 
     The descriptor is None for the greeting of a client that asks what we can. Raises Failure.
     """
-    data, found = b'', []
+    found = []
     try:
         while b'\0' not in data:
             if len(data) > VNL_MAX:
@@ -3486,6 +3521,21 @@ def receive_request(conn, deadline):
             os.close(fd)
 
 
+def is_tun(fd):
+    """Is a descriptor one of /dev/net/tun?
+
+    /proc tells without asking the file (Linux 3.18). fstat() and ioctl() ask whoever it belongs to,
+    and that may be a file system (FUSE) that never answers; then not even SIGKILL ends this
+    process. They have to do where there is no /proc.
+    """
+    try:
+        with open('/proc/self/fdinfo/%d' % fd) as file:
+            return any(line.startswith('iff:') for line in file)    # what only its driver says
+    except OSError:
+        status = os.fstat(fd)
+        return stat.S_ISCHR(status.st_mode) and status.st_rdev == TUN_RDEV
+
+
 def check_tap(fd, offload):
     """The name (str) of the TAP that a descriptor is. Raises Failure for whatever else it is.
 
@@ -3494,9 +3544,10 @@ def check_tap(fd, offload):
     TUNGETIFF reports IFF_NOFILTER in the bit of IFF_NO_PI, so a filter that accepts everything is
     attached for the moment of looking.
     """
-    status = os.fstat(fd)
-    if not stat.S_ISCHR(status.st_mode) or status.st_rdev != TUN_RDEV:
+    if not is_tun(fd):
         raise Failure(errno.EBADF, 'the descriptor is no TAP')
+    if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
+        raise Failure(errno.EBADF, 'the TAP is not open for both reading and writing')
     instructions = array('B', ACCEPT_ALL)
     program = SOCK_FPROG.pack(1, instructions.buffer_info()[0])
     try:
@@ -3607,18 +3658,19 @@ class Order:
         return cls(name, who, asked, container, keys, vnl)
 
 
-def hear_client(conn, link, rules):
+def hear_client(conn, link, rules, deadline, data):
     """Read and judge a request, and pass it on to a relay process if the server grants one.
+
+    data is what was read of it already, without a descriptor.
 
     link leads to the server, then to the relay; packets of: the container (to the server); the
     verdict, b'+' or a refusal (from either); the Order with TAP and connection (to the relay).
     """
     fd, keys, asked, who = None, {}, 'an unread request', 'somebody'
     try:
-        pid, uid, gid = UCRED.unpack(
-            conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
+        pid, uid, gid = peer_of(conn)
         who = 'pid %d uid %d gid %d' % (pid, uid, gid)
-        text, fd, keys = receive_request(conn, time.monotonic() + HAND_OVER_TIME)
+        text, fd, keys = receive_request(conn, deadline, data)
         if fd is None:
             reply(conn, 0, **ABILITIES)
             return
@@ -3647,6 +3699,11 @@ def hear_client(conn, link, rules):
         refuse(conn, error, asked, who, keys)
         return
     os.close(fd)                        # before the link: its end says that the relay alone has it
+
+
+def peer_of(conn):
+    """The (pid, uid, gid) of who connected. Raises OSError."""
+    return UCRED.unpack(conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
 
 
 def container_of(fd, uid):
@@ -3696,7 +3753,7 @@ def serve_interface(link, done, place):
     try:
         tap = (OffloadTap if 'offload' in order.keys else Tap)(fds[0], order.name)
         plug = open_plug(vnl, 'vdelxcd ' + who)
-        name_process('vdelxcd:' + order.name)
+        name_process('vdelxcd:' + printable(order.name))
         session = Session(tap, plug, vnl, who, max(level.DESCRIPTORS for level in levels))
         session.control = make_control(dict(
             zip(('client', 'uid', 'gid'), who.split(', ')[-1].split()[1::2]), pid=os.getpid(),
@@ -4145,9 +4202,52 @@ def read_link(path):
         return None
 
 
+class Client:
+    """Who connected, and was not heard yet. Raises OSError.
+
+    A process is made for it only when there is something to hear; until then it costs next to
+    nothing, and while many wait the containers take turns.
+
+    deadline    until when its request must be here
+    container   whose turn it is: the network namespace of who connected, or the user
+    ready       is there something to hear?
+    data        what came before that; no descriptor came with it
+    """
+
+    def __init__(self, conn):
+        self.conn, self.ready, self.data = conn, False, b''
+        self.deadline = time.monotonic() + HAND_OVER_TIME
+        pid, uid, gid = peer_of(conn)
+        self.who = 'pid %d uid %d gid %d' % (pid, uid, gid)
+        try:
+            self.container = os.readlink('/proc/%d/ns/net' % pid)
+        except OSError:
+            self.container = 'uid %d' % uid
+
+    def look(self):
+        """Ready when there is a NUL, a descriptor (which stays there), too much, or the end."""
+        try:
+            while not self.ready:
+                data, _, flags, _ = self.conn.recvmsg(VNL_MAX + 1, 0, MSG_PEEK | MSG_DONTWAIT)
+                if (b'\0' in data or not data or flags & MSG_CTRUNC
+                        or len(self.data) + len(data) > VNL_MAX):
+                    self.ready = True
+                else:
+                    self.data += self.conn.recv(len(data))
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.ready = True
+
+
 class Server:
     """Accepts connections, gives each a process that hears it, and each interface a relay.
 
+    clients     who connected and was not heard yet, in order: descriptor -> Client
+    heard       container -> when it had its turn; forgotten when nobody waits
+    hearing     which of hand_overs are processes that hear a client: number -> its container
+    stuck       those that were killed and did not end yet: pid -> container. Who hangs in a file
+                system that does not answer ends with that.
     hand_overs  what is not finished: socket's number -> (socket, pid of the process, deadline);
                 the socket leads to it
     sessions    the interfaces: pid -> what quotas count it by (see container_of())
@@ -4158,7 +4258,11 @@ class Server:
         self.listener, self.rules, self.read_rules_again = listener, rules, read_rules_again
         self.place = os.fsdecode(listener.getsockname())
         self.sessions_max, self.container_max = limits
+        self.clients, self.heard, self.hearing, self.stuck = {}, {}, {}, {}
         self.hand_overs, self.sessions, self.adopted = {}, {}, {}
+        # A quarter of the descriptors that there may be: each client, and each process that hears
+        # one, takes one of ours, and some are left for others.
+        self.hand_overs_max = min(HAND_OVERS_MAX, os.sysconf('SC_OPEN_MAX') // 4)
         self.refused, self.told = 0, 0.0    # by quotas, since it was logged; when that was
         self.reaper = Reaper(self.sessions)
         self.paused_until = None            # accepting is paused
@@ -4202,9 +4306,13 @@ class Server:
         if hasattr(gc, 'freeze'):
             gc.freeze()                     # a session's collector leaves shared pages alone
         while True:
-            for fd, _ in self.poller.poll(self.time_left()):
+            for fd, events in self.poller.poll(self.time_left()):
                 if fd == self.listener.fileno():
                     self.accept()
+                elif fd in self.clients:
+                    client = self.clients[fd]
+                    client.look()
+                    client.ready = client.ready or bool(events & ~select.EPOLLIN)
                 elif fd == self.signals[0]:
                     if not self.handle_signals():
                         return
@@ -4217,12 +4325,16 @@ class Server:
                     asked = self.adopted.pop(fd)
                     asked.sock.close()
                     self.sessions.pop(asked.pid, None)
+            self.hear_next_client()
             self.watch_time()
 
     def time_left(self):
         """Seconds until watch_time() has something to do, -1 for never."""
         times = [deadline for _, _, deadline in self.hand_overs.values()]
+        times += [client.deadline for client in self.clients.values()]
         times += filter(None, (self.paused_until, self.reaper.due()))
+        if not self.paused_until and any(client.ready for client in self.clients.values()):
+            return 0
         return max(min(times) - time.monotonic(), 0.001) if times else -1
 
     def watch_time(self):
@@ -4231,6 +4343,10 @@ class Server:
         for fd, (_, _, deadline) in list(self.hand_overs.items()):
             if now >= deadline:
                 self.cut_off(fd)
+        for fd, client in list(self.clients.items()):
+            if now >= client.deadline:
+                self.dismiss(fd, errno.ETIMEDOUT, 'no complete request within %g s'
+                             % HAND_OVER_TIME)
         if self.paused_until and now >= self.paused_until:
             self.paused_until = None
             self.poller.register(self.listener.fileno(), select.EPOLLIN)
@@ -4249,6 +4365,7 @@ class Server:
                 if not pid:
                     break
                 self.sessions.pop(pid, None)
+                self.stuck.pop(pid, None)
         except ChildProcessError:
             pass
         return True
@@ -4260,26 +4377,79 @@ class Server:
         self.paused_until = time.monotonic() + PAUSE
 
     def accept(self):
-        """Accept one connection and fork a process that hears it."""
-        try:
-            conn = self.listener.accept()[0]
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.ECONNABORTED, errno.EINTR):
-                log.line(LOG_ERR, 'accept: ' + why(error))
-                self.pause()
-            return
-        with conn:
-            # It gives up at HAND_OVER_TIME, with an answer; the rest is for one that hangs.
-            deadline = time.monotonic() + HAND_OVER_TIME + PAUSE
+        """Accept who waits."""
+        for _ in range(ACCEPTS):
+            conn = None
             try:
-                self.start(lambda link: hear_client(conn, link, self.rules), deadline, conn=conn)
+                conn = self.listener.accept()[0]
+                client = Client(conn)
+                self.poller.register(conn.fileno(), select.EPOLLIN | select.EPOLLRDHUP
+                                     | select.EPOLLET)
+            except OSError as error:
+                if conn:
+                    conn.close()
+                if error.errno not in (errno.EAGAIN, errno.ECONNABORTED, errno.EINTR):
+                    log.line(LOG_ERR, 'accept: ' + why(error))
+                    self.pause()
+                return
+            client.look()
+            self.clients[conn.fileno()] = client
+            if len(self.clients) > self.hand_overs_max:
+                self.make_room()
+
+    def make_room(self):
+        """Too many wait: of the container that most are from, one has to try again.
+
+        It is the oldest that was silent so far, or else the last.
+        """
+        numbers = {}
+        for fd, client in self.clients.items():
+            numbers.setdefault(client.container, []).append(fd)
+        crowd = max(numbers.values(), key=len)
+        silent = [fd for fd in crowd if not self.clients[fd].ready]
+        self.dismiss(silent[0] if silent else crowd[-1], errno.EAGAIN, '')
+
+    def dismiss(self, fd, number, sentence):
+        """A client goes unheard: answer with an errno, and log the sentence if there is one."""
+        client = self.clients.pop(fd)
+        self.poller.unregister(fd)
+        with client.conn:
+            refuse(client.conn, Failure(number, sentence), 'an unread request', client.who, ())
+
+    def hear_next_client(self):
+        """Fork a process that hears a client, if there is something to hear.
+
+        Its container is the one whose turn is longest ago.
+        """
+        ready = [client for client in self.clients.values() if client.ready]
+        if not ready:
+            self.heard.clear()
+        if not ready or self.paused_until:
+            return
+        client = min(ready, key=lambda client: self.heard.get(client.container, 0))
+        self.heard[client.container] = time.monotonic()
+        conn, theirs = client.conn, list(self.stuck.values()).count(client.container)
+        if theirs >= STUCK_MAX:
+            self.dismiss(conn.fileno(), errno.EAGAIN, '%d earlier ones of this container (%s) hang'
+                         % (theirs, client.container))
+            return
+        self.poller.unregister(conn.fileno())
+        del self.clients[conn.fileno()]
+        with conn:
+            # It gives up at the client's deadline, with an answer; the rest is for one that hangs.
+            try:
+                self.start(lambda link: hear_client(conn, link, self.rules, client.deadline,
+                                                    client.data),
+                           client.deadline + PAUSE, conn=conn, container=client.container)
             except OSError as error:
                 self.turn_away(conn, 'fork', error)
+        if len(self.hearing) > self.hand_overs_max:
+            self.cut_off(min(self.hearing, key=lambda fd: self.hand_overs[fd][2]))
 
-    def start(self, work, deadline, keep=None, conn=None):
+    def start(self, work, deadline, keep=None, conn=None, container=None):
         """Fork a process for work(link), a part of a hand-over; return its pid. Raises OSError.
 
-        keep and conn as run_child() has them.
+        keep and conn as run_child() has them; container is that of a client that is to be heard.
         """
         link, far_end = socket.socketpair(AF_UNIX, SOCK_SEQPACKET)
         with far_end:
@@ -4291,8 +4461,8 @@ class Server:
                 raise
         self.hand_overs[link.fileno()] = link, pid, deadline
         self.poller.register(link.fileno(), select.EPOLLIN)
-        if len(self.hand_overs) > HAND_OVERS_MAX:
-            self.cut_off(min(self.hand_overs, key=lambda fd: self.hand_overs[fd][2]))
+        if container:
+            self.hearing[link.fileno()] = container
         return pid
 
     def hear(self, fd):
@@ -4306,6 +4476,7 @@ class Server:
             word = b''
         self.poller.unregister(fd)
         del self.hand_overs[fd]
+        self.hearing.pop(fd, None)
         with link:
             if word in (b'', b'+'):
                 return
@@ -4357,6 +4528,7 @@ class Server:
     def cut_off(self, fd):
         """End the process that did not finish its part of a hand-over; only if it did not."""
         link, pid, _ = self.hand_overs.pop(fd)
+        container = self.hearing.pop(fd, None)
         self.poller.unregister(fd)
         with link:
             try:
@@ -4369,6 +4541,7 @@ class Server:
             log.line(LOG_NOTICE, 'hand-over of process %d cut off' % pid)
             try:
                 os.kill(pid, signal.SIGKILL)
+                self.stuck[pid] = container
             except OSError:
                 pass
 
@@ -4393,6 +4566,8 @@ class Server:
             for other, _, _ in self.hand_overs.values():
                 if other is not keep:
                     other.close()
+            for client in self.clients.values():
+                client.conn.close()
             for asked in self.adopted.values():
                 asked.sock.close()
             null = os.open(os.devnull, os.O_RDWR)
