@@ -298,6 +298,8 @@ class Vnl:
     exact       head with every default filled in and the options sorted: what a permission means
     network     frozenset of (what, value): the scheme, the address and the options that name the
                 network of this level, defaults filled in: what a denial means
+    networks    the networks (such sets) of which it opens one: that one, and what the plug falls
+                back to
     named       the part of network that the text states; of the address it always is the whole
     spellings   frozenset of texts of this level that name the same network, whatever the options
                 that do not name it: what a denied prefix is compared with
@@ -306,12 +308,13 @@ class Vnl:
     """
 
     def __init__(self, scheme, address, options, nested, head, exact=None, network=None, named=None,
-                 spellings=(), command=False, ours=True):
+                 spellings=(), command=False, ours=True, fallback=None):
         self.scheme, self.address, self.options, self.nested = scheme, address, options, nested
         self.head, self.command, self.ours = head, command, ours
         self.exact = exact or head
         self.text = '%s{%s}' % (head, nested.text) if nested else head
         self.network = frozenset(network or [('scheme', scheme), ('address', address)])
+        self.networks = {self.network, frozenset(fallback or self.network)}
         self.named = frozenset(named or self.network)
         self.spellings = frozenset(spellings) | {self.head, self.exact}
 
@@ -459,13 +462,15 @@ def parse_vnl(text, schemes, depth=1):
                if full[name] != plug.DEFAULTS.get(name, '')}
     place, whole = [('scheme', scheme), ('address', full_address)], dict(plug.DEFAULTS, **full)
     network = place + [(name, whole.get(name, '')) for name in plug.IDENTITY]
+    fallback = [(name, '' if name in plug.FALLS_BACK else value) for name, value in network]
     named = place + [(name, full[name]) for name in plug.IDENTITY if name in full]
     identity = {name: changed[name] for name in plug.IDENTITY if name in changed}
     texts = [head_text(plug, scheme, full_address, identity)]
     if plug.fill_in('', identity)[0] == full_address:
         texts.append(head_text(plug, scheme, '', identity))
     return Vnl(scheme, address, options, inner, head_text(plug, scheme, address, options),
-               head_text(plug, scheme, full_address, changed), network, named, texts, plug.COMMAND)
+               head_text(plug, scheme, full_address, changed), network, named, texts, plug.COMMAND,
+               fallback=fallback)
 
 
 def head_text(plug, scheme, address, options):
@@ -583,7 +588,7 @@ class Rule:
             return self.allows and level.head.startswith(self.prefix)
         if self.vnl.nested:
             return False
-        return self.vnl.exact == level.exact if self.allows else self.vnl.network == level.network
+        return self.vnl.exact == level.exact if self.allows else self.vnl.network in level.networks
 
     def matches_whole(self, level):
         """Does the rule decide about this level together with all that it contains?"""
@@ -596,10 +601,11 @@ class Rule:
         ours, theirs = list(self.vnl.levels()), list(level.levels())
         if self.prefix is not None:
             return len(ours) <= len(theirs) and all(
-                mine.named <= other.network for mine, other in zip(ours, theirs))
+                any(mine.named <= network for network in other.networks)
+                for mine, other in zip(ours, theirs))
         if len(ours) != len(theirs) or (len(ours) == 1 and self.tag != 'default'):
             return False
-        return all(mine.exact == other.exact if self.allows else mine.network == other.network
+        return all(mine.exact == other.exact if self.allows else mine.network in other.networks
                    for mine, other in zip(ours, theirs))
 
 
@@ -827,6 +833,7 @@ class Plug:
     OPTIONS         dict: option name -> check, in the order in which short names are completed
     DEFAULTS        dict: option name -> the value that is the same as leaving it out
     IDENTITY        the options that, with the address, name the network
+    FALLS_BACK      those of them that are left out when the network has no such thing
     NESTS           does a VNL in braces follow?
     RAW             is everything after :// the address, quotes and all?
     COMMAND         does the host run a program for it? Then a rule must name the scheme
@@ -841,6 +848,7 @@ class Plug:
     OPTIONS = {}
     DEFAULTS = {}
     IDENTITY = ()
+    FALLS_BACK = ()
     NESTS = False
     RAW = False
     COMMAND = False
@@ -1934,6 +1942,7 @@ class Vde(PathPlug, LocalSocket):
                'mode': mode_option}
     DEFAULTS = {'mode': '700'}
     IDENTITY = ('port', 'portgroup')
+    FALLS_BACK = ('portgroup',)
     ANSWER_TIME = 3.0           # seconds that a switch has to let us in and to answer
 
     @staticmethod

@@ -434,3 +434,15 @@ def test_a_denial_covers_its_own_scheme_and_port_and_a_denied_prefix_the_switch(
         'hub:///run/sw']
     assert judged('deny vde:///run/sw[3]\npfxallow\n', vnls) == vnls[:2]
     assert judged('pfxdeny vde:///run/sw\npfxallow\n', vnls) == []
+
+
+def test_a_group_of_ports_that_may_not_exist_is_the_switch_itself(judged):
+    vnls = ['vde:///run/sw[blue]', 'vde:///run/sw[blue/mode=777]', 'vlan://3{vde:///run/sw[blue]}',
+            'vde:///run/sw[3/portgroup=blue]', 'vde:///run/sw[green]', 'vde:///run/sw']
+    for tag in 'deny', 'pfxdeny':
+        assert judged(tag + ' vde:///run/sw[3]\npfxallow\n', vnls) == vnls[:3] + vnls[4:]
+        assert judged(tag + ' vde:///run/sw[blue]\npfxallow\n', vnls[2:]) == (
+            vnls[3:] if tag == 'deny' else vnls[4:])
+    assert judged('deny vde:///run/sw\npfxallow\n', vnls) == [vnls[3]]
+    assert judged('deny vlan://3{vde:///run/sw}\npfxallow\n', vnls) == vnls[:2] + vnls[3:]
+    assert judged('allow vde:///run/sw\n', vnls) == [vnls[5]]
