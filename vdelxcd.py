@@ -298,8 +298,8 @@ class Vnl:
     exact       head with every default filled in and the options sorted: what a permission means
     network     frozenset of (what, value): the scheme, the address and the options that name the
                 network of this level, defaults filled in: what a denial means
-    networks    the networks (such sets) of which it opens one: that one, and what the plug falls
-                back to
+    networks    set of the networks (such sets) of which it opens one: that one, or one that the
+                plug falls back to
     named       the part of network that the text states; of the address it always is the whole
     spellings   frozenset of texts of this level that name the same network, whatever the options
                 that do not name it: what a denied prefix is compared with
@@ -308,13 +308,13 @@ class Vnl:
     """
 
     def __init__(self, scheme, address, options, nested, head, exact=None, network=None, named=None,
-                 spellings=(), command=False, ours=True, fallback=None):
+                 spellings=(), command=False, ours=True, fallbacks=()):
         self.scheme, self.address, self.options, self.nested = scheme, address, options, nested
         self.head, self.command, self.ours = head, command, ours
         self.exact = exact or head
         self.text = '%s{%s}' % (head, nested.text) if nested else head
         self.network = frozenset(network or [('scheme', scheme), ('address', address)])
-        self.networks = {self.network, frozenset(fallback or self.network)}
+        self.networks = {self.network} | set(map(frozenset, fallbacks))
         self.named = frozenset(named or self.network)
         self.spellings = frozenset(spellings) | {self.head, self.exact}
 
@@ -460,17 +460,20 @@ def parse_vnl(text, schemes, depth=1):
         raise bad('%s', error)
     changed = {name: full[name] for name in sorted(full)
                if full[name] != plug.DEFAULTS.get(name, '')}
-    place, whole = [('scheme', scheme), ('address', full_address)], dict(plug.DEFAULTS, **full)
-    network = place + [(name, whole.get(name, '')) for name in plug.IDENTITY]
-    fallback = [(name, '' if name in plug.FALLS_BACK else value) for name, value in network]
-    named = place + [(name, full[name]) for name in plug.IDENTITY if name in full]
-    identity = {name: changed[name] for name in plug.IDENTITY if name in changed}
-    texts = [head_text(plug, scheme, full_address, identity)]
-    if plug.fill_in('', identity)[0] == full_address:
-        texts.append(head_text(plug, scheme, '', identity))
+    named = [(name, full[name]) for name in plug.IDENTITY if name in full]
+    networks, texts = [], []
+    for other, given in [(full_address, full)] + plug.fallbacks(full_address, full):
+        whole, place = dict(plug.DEFAULTS, **given), plug.real_address(other)
+        networks.append([('scheme', scheme), ('address', place)]
+                        + [(name, whole.get(name, '')) for name in plug.IDENTITY])
+        identity = {name: given[name] for name in plug.IDENTITY if name in given
+                    and given[name] != plug.DEFAULTS.get(name, '')}
+        texts += [head_text(plug, scheme, name, identity) for name in (other, place)]
+        if plug.fill_in('', identity)[0] == other:
+            texts.append(head_text(plug, scheme, '', identity))
     return Vnl(scheme, address, options, inner, head_text(plug, scheme, address, options),
-               head_text(plug, scheme, full_address, changed), network, named, texts, plug.COMMAND,
-               fallback=fallback)
+               head_text(plug, scheme, full_address, changed), networks[0], networks[0][:2] + named,
+               texts, plug.COMMAND, fallbacks=networks[1:])
 
 
 def head_text(plug, scheme, address, options):
@@ -833,13 +836,14 @@ class Plug:
     OPTIONS         dict: option name -> check, in the order in which short names are completed
     DEFAULTS        dict: option name -> the value that is the same as leaving it out
     IDENTITY        the options that, with the address, name the network
-    FALLS_BACK      those of them that are left out when the network has no such thing
     NESTS           does a VNL in braces follow?
     RAW             is everything after :// the address, quotes and all?
     COMMAND         does the host run a program for it? Then a rule must name the scheme
     bare_option()   the option that a word without '=' is the value of, or None
     normal_address()  the address in its one canonical form; raises ValueError
     fill_in()       address and options with what is left out filled in
+    real_address()  what an address, filled in, stands for on this host: what a denial means
+    fallbacks()     [(address, options)] that open() tries when there is no such network
     open(vnl, who)  the plug, its network open; who (str) is told to a switch that asks for it.
                     Raises Failure with the errno for the client
     """
@@ -848,7 +852,6 @@ class Plug:
     OPTIONS = {}
     DEFAULTS = {}
     IDENTITY = ()
-    FALLS_BACK = ()
     NESTS = False
     RAW = False
     COMMAND = False
@@ -870,6 +873,14 @@ class Plug:
     @staticmethod
     def fill_in(address, options):
         return address, dict(options)
+
+    @staticmethod
+    def real_address(address):
+        return address
+
+    @staticmethod
+    def fallbacks(address, options):
+        return []
 
     @classmethod
     def open(cls, vnl, who):
@@ -1910,6 +1921,11 @@ class PathPlug:
         """The path, absolute and plain."""
         return normal_path(address)
 
+    @staticmethod
+    def real_address(address):
+        """The path without symbolic links."""
+        return os.path.realpath(address) if address else ''
+
 
 def pack_path(path):
     """A struct sockaddr_un (110 bytes). Raises Failure for a path that is too long."""
@@ -1942,16 +1958,33 @@ class Vde(PathPlug, LocalSocket):
                'mode': mode_option}
     DEFAULTS = {'mode': '700'}
     IDENTITY = ('port', 'portgroup')
-    FALLS_BACK = ('portgroup',)
     ANSWER_TIME = 3.0           # seconds that a switch has to let us in and to answer
 
     @staticmethod
     def bare_option(text):
         return 'portgroup' if set(text) - set('0123456789') else 'port'
 
+    @staticmethod
+    def fallbacks(address, options):
+        plain = {name: value for name, value in options.items() if name != 'portgroup'}
+        return [(place, given) for place in Vde.places(address) for given in (options, plain)
+                if (place, given) != (address, options)]
+
     @classmethod
     def open(cls, vnl, who):
         return cls(vnl, who)
+
+    @staticmethod
+    def places(path):
+        """Where a switch is looked for, in this order."""
+        if path:
+            return [path]
+        try:
+            home = os.environ.get('HOME') or pwd.getpwuid(os.getuid()).pw_dir
+        except KeyError:                    # a user without a name has no home
+            home = '/'
+        return [os.path.join(home, '.vdeplug/default'), os.path.join(home, '.vde2/default.switch'),
+                '/var/run/vde.ctl', '/tmp/vde.ctl']
 
     def __init__(self, vnl, who):
         data = socket.socket(AF_UNIX, SOCK_DGRAM)
@@ -1964,9 +1997,10 @@ class Vde(PathPlug, LocalSocket):
             doing = 'switch ' + printable(directory)
             name = self.bind_data(data, directory, vnl.options)
             answer = self.introduce(name, vnl.options.get('port'), who, doing)
-            # A switch names a socket beside its own; a false one could name any of this host.
+            # A switch names a socket beside its own; a false one could name any of this host, and
+            # a link on the way may lead elsewhere since the rules had a look.
             place = os.path.realpath(os.path.dirname(os.fsdecode(answer)))
-            if place != os.path.realpath(directory):
+            if place not in [dict(network)['address'] for network in vnl.networks]:
                 raise Failure(errno.EPROTO, '%s: it names a socket elsewhere: %s' % (
                     doing, printable(os.fsdecode(answer))))
             data.connect(answer)
@@ -1982,7 +2016,7 @@ class Vde(PathPlug, LocalSocket):
             raise
         finally:
             if name:
-                os.unlink(name)
+                remove_name(name)
         self.control.setblocking(False)
         super().__init__(data)
 
@@ -2000,12 +2034,8 @@ class Vde(PathPlug, LocalSocket):
 
     def connect_control(self, path, portgroup):
         """Connect to a switch's control socket; return the switch's directory."""
-        home = os.environ.get('HOME') or pwd.getpwuid(os.getuid()).pw_dir
-        places = [path] if path else [
-            os.path.join(home, '.vdeplug/default'), os.path.join(home, '.vde2/default.switch'),
-            '/var/run/vde.ctl', '/tmp/vde.ctl']
         first = None
-        for place in places:
+        for place in self.places(path):
             for name in filter(None, (portgroup, 'ctl')):
                 if '/' in name:
                     raise Failure(errno.EINVAL, 'portgroup %s: not a name' % printable(name))
@@ -2198,8 +2228,16 @@ class Ptp(PathPlug, LocalSocket):
 
     def close(self):
         if self.fd >= 0 and self.name:
-            os.unlink(self.name)
+            remove_name(self.name)
         super().close()
+
+
+def remove_name(path):
+    """Remove a socket's name, which somebody else may have done already."""
+    try:
+        os.unlink(path)
+    except OSError:
+        pass
 
 
 def identity_of(path):
@@ -2315,10 +2353,7 @@ class Port(Packets):
         if self.data:
             self.data.close()
         if self.name:
-            try:
-                os.unlink(self.name)
-            except OSError:
-                pass
+            remove_name(self.name)
 
 
 def bind_with_mode(sock, path, mode, group=None):
@@ -2359,7 +2394,8 @@ class Node(PathPlug, Plug):
                 return cls(path, dict(cls.DEFAULTS, **vnl.options))
             except Living:
                 try:
-                    return Vde(Vnl('vde', path, {}, None, 'vde://' + path), who)
+                    return Vde(Vnl('vde', path, {}, None, 'vde://' + path,
+                                   network=vnl.network), who)
                 except Failure as error:
                     if error.errno == errno.ETIMEDOUT:
                         raise

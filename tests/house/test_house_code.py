@@ -17,8 +17,8 @@ HEAVY = ['ctypes', 'threading', 'argparse', 'logging', 'subprocess', 'json', 'as
 CLIENT_LINES, DAEMON_LINES, COLUMNS = 470, 3850, 100
 
 # the methods that the docstring of Plug describes, in the order in which every plug has them
-CONTRACT = ['bare_option', 'normal_address', 'fill_in', 'open', '__init__', 'fds', 'recv', 'send',
-            'close', 'hung_up', 'mtu']
+CONTRACT = ['bare_option', 'normal_address', 'fill_in', 'real_address', 'fallbacks', 'open',
+            '__init__', 'fds', 'recv', 'send', 'close', 'hung_up', 'mtu']
 
 
 def source(path):

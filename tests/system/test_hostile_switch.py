@@ -12,7 +12,7 @@ import pytest
 
 import peers
 from aftermath import new_bystanders, private_memory                            # noqa: F401
-from conftest import wait_until
+from conftest import Daemon, wait_until
 from peers import carrier, expect, frame, join
 
 
@@ -111,6 +111,39 @@ def test_a_false_answer_is_a_refusal_in_time(host, new_daemon, new_container, ne
     bystanders.prove()
 
 
+def test_a_link_that_is_turned_after_the_rules_had_a_look_leads_nowhere(
+        host, new_container, new_bystanders, closing, tmp_path, tmp_path_factory):
+    secret = closing(FalseSwitch(str(tmp_path / 'secret'), answers_and_stalls))
+    (tmp_path / 'rules').write_text('deny vde://%s\npfxallow\n' % secret.path)
+    link, harmless = str(tmp_path / 'link'), str(tmp_path / 'harmless')
+
+    def turn(switch, conn):
+        """The harmless switch turns the link to the secret one, and is gone."""
+        os.symlink(secret.path, link + '2')
+        os.rename(link + '2', link)
+        conn.close()
+    turner = closing(FalseSwitch(harmless, turn))
+    os.symlink(harmless, link)
+    daemon = closing(Daemon(host, tmp_path_factory.mktemp('vde'), '-v', '-f',
+                            str(tmp_path / 'rules')))
+    bystanders, container = new_bystanders(daemon), new_container()
+    for number, spelling in (13, secret.path), (13, str(tmp_path / 'x' / '..' / 'secret')):
+        done = container.client('-s', daemon.socket, 'vde://' + spelling, check=False)
+        assert os.strerror(number) in done.stderr
+    turner.behave = answers_and_stalls
+    join(container, daemon, 'vde://' + link)
+    turner.behave = turn
+    turner.conns[-1].close()                # the session comes back, and then by the link
+    wait_until(lambda: secret.conns, what='the session follows the link')
+    assert not carrier(container)
+    wait_until(lambda: len(secret.conns) > 1, what='it has to try again')
+    assert not carrier(container)
+    done = container.client('-s', daemon.socket, 'vde://' + link, check=False)
+    assert os.strerror(13) in done.stderr
+    container.ip('link delete vde0')
+    bystanders.prove()
+
+
 @pytest.mark.parametrize('behave', [answers_and_stalls, answers_and_shouts])
 def test_a_switch_that_reads_no_frames_holds_up_nothing(
         host, new_daemon, new_container, new_bystanders, new_switch, closing, behave):
@@ -142,6 +175,29 @@ def test_an_interface_can_go_while_its_switch_comes_back_slowly(
     container.ip('link delete vde0')
     wait_until(lambda: len(daemon.pids()) == 3, 6, 'the session ends')
     bystanders.prove()
+
+
+def removes_names(switch, conn):
+    """It cleans up in its directory when it should not."""
+    for name in os.listdir(switch.path):
+        if name.startswith('.'):
+            os.unlink(switch.path + '/' + name)
+    switch.answer(conn)
+
+
+def test_who_removes_the_sockets_of_others_ends_no_interface(
+        host, new_daemon, new_container, new_bystanders, new_switch, tmp_path):
+    daemon, container = new_daemon(host), new_container()
+    bystanders, switch = new_bystanders(daemon), new_switch(removes_names)
+    join(container, daemon, 'vde://' + switch.path)
+    switch.conns[0].close()
+    wait_until(lambda: len(switch.conns) > 1 and carrier(container), 6, 'the network is back')
+    container.ip('link delete vde0')
+    container.client('-s', daemon.socket, 'ptp://%s/cable' % tmp_path)
+    os.unlink(str(tmp_path / 'cable'))
+    container.ip('link delete vde0')
+    bystanders.prove()
+    assert 'internal error' not in daemon.log()
 
 
 def test_a_stopped_switch_is_no_network_and_later_one_again(
