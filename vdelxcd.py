@@ -808,7 +808,8 @@ FATES = {
                   errno.ENOMEM: DROP, errno.EBADFD: END, errno.EBADF: END, None: DROP},
     'datagram': {errno.EAGAIN: DROP, errno.ENOBUFS: DROP, errno.ECONNREFUSED: DROP,
                  errno.EHOSTUNREACH: DROP, errno.ENETUNREACH: DROP, errno.ENETDOWN: DROP,
-                 errno.EPERM: DROP, errno.EMSGSIZE: DROP, errno.EBADF: END, None: DROP},
+                 errno.EPERM: DROP, errno.EMSGSIZE: DROP, errno.ENODEV: GONE, errno.EBADF: END,
+                 None: DROP},
     'local socket': {errno.EAGAIN: DROP, errno.ENOBUFS: DROP, errno.ENOMEM: DROP,
                      errno.EMSGSIZE: DROP, errno.EPIPE: GONE, errno.ENOTCONN: GONE,
                      errno.ECONNREFUSED: GONE, errno.ECONNRESET: GONE, errno.EBADF: END,
@@ -1462,6 +1463,7 @@ class Overlay(Plug):
 
     SHORTEST, LONGEST = headroom + ETHERNET_HEADER, headroom + FRAME_MAX    # bytes of a datagram
     SAME = headroom + 12        # bytes that are alike in all frames of a train: header and MACs
+    astray = False              # there was no route to the group, after we had joined
     LEARN_AGAIN = 1.0           # seconds; the same MAC and peer are learned this often
 
     @staticmethod
@@ -1597,8 +1599,17 @@ class Overlay(Plug):
                     last += ends[index] - start < length and startswith(target, start)
                     break
             peer = None if target[0] & 1 else self.macs.find(int.from_bytes(target, 'big'), now)
+            drops = self.drops
             self.sender.send(burst, first, last, peer or self.everyone, self)
+            if self.astray and not peer and drops == self.drops:
+                # The route is back; it may be by another interface, where we have not joined.
+                raise PlugGone(errno.ENETUNREACH, 'there was no route to the group for a while')
             first = last
+
+    def lost(self, place, error, frames=1):
+        """As for every plug. With if=, the interface that we joined on is the same as before."""
+        self.astray |= error.errno == errno.ENETUNREACH and not self.index
+        super().lost(place, error, frames)
 
     def close(self):
         for port in self.ports.values():

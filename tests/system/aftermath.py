@@ -21,6 +21,7 @@ WATCHED = 0.5                           # seconds of wall time in which a proces
 BUSY = 0.1                              # the share of that which is too much, all together
 BACK = 5                                # seconds until everything must be as before
 SERVED = 6                              # seconds until a newcomer must have its interface
+OF_ITS_OWN = 'vxvde:///port=14900/if=lo/bind=127.0.0.1'         # a network inside of a host
 
 
 class Process:
@@ -123,8 +124,8 @@ class Bystanders:
     another VNL. shared says whether more than two can join.
     """
 
-    def __init__(self, daemon, new_container, vnl='vxvde:///port=14900/if=lo', net='10.9.9',
-                 daemon2=None, vnl2=None, shared=True):
+    def __init__(self, daemon, new_container, vnl=OF_ITS_OWN, net='10.9.9', daemon2=None,
+                 vnl2=None, shared=True):
         self.daemon, self.vnl, self.net, self.shared = daemon, vnl, net, shared
         self.pinger, self.other, self.newcomer = (new_container(name) for name in (
             'innocent', 'other', 'newcomer'))
@@ -159,7 +160,7 @@ class Bystanders:
         """A newcomer gets an interface in time, and it works; the seconds until it had it."""
         since = time.monotonic()
         self.newcomer.client('-s', self.daemon.socket, '-i', 'new0',
-                             self.vnl if self.shared else 'vxvde:///port=14901/if=lo')
+                             self.vnl if self.shared else OF_ITS_OWN)
         took = time.monotonic() - since
         assert took < SERVED, 'the newcomer waited for %.1f s' % took
         if self.shared:

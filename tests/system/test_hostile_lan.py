@@ -43,18 +43,21 @@ class Lan:
         self.enemy.ip('addr add %s/24 dev lan' % ENEMY)
         self.enemy.ip('link set lan up')
         self.enemy.ip('route add 239.0.0.0/8 dev lan')
-        for number, host in enumerate((self.near, self.far), 1):
-            self.enemy.ip('link add port%d type veth peer name eth0 netns /proc/%d/ns/net'
-                          % (number, host.holder.pid))
-            self.enemy.ip('link set port%d master lan up' % number)
-            host.ip('addr add 192.0.2.%d/24 dev eth0' % number)
-            host.ip('link set eth0 up')
-            host.ip('route replace 239.0.0.0/8 dev eth0')
-        for host in self.near, self.far:
-            wait_until(lambda: 'LOWER_UP' in host.ip('link show eth0').stdout)
+        self.cable(1, self.near)
+        self.cable(2, self.far)
         self.udp = self.enemy.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.udp.bind((ENEMY, 0))
         self.raw = self.enemy.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+
+    def cable(self, number, host):
+        """A new cable to a host."""
+        self.enemy.ip('link add port%d type veth peer name eth0 netns /proc/%d/ns/net'
+                      % (number, host.holder.pid))
+        self.enemy.ip('link set port%d master lan up' % number)
+        host.ip('addr add 192.0.2.%d/24 dev eth0' % number)
+        host.ip('link set eth0 address 02:00:c0:00:02:%02x up' % number)
+        host.ip('route replace 239.0.0.0/8 dev eth0')
+        wait_until(lambda: 'LOWER_UP' in host.ip('link show eth0').stdout)
 
     def send(self, datagrams, *targets):
         """Datagrams in turn to the targets, (address, port) each, no faster than they are read."""
@@ -315,6 +318,23 @@ def test_a_cable_that_is_pulled_and_an_address_that_goes_are_survived(lan, new_s
         interrupted(lan.near.ip, 'link set eth0 down', 'link set eth0 up')
         interrupted(lan.enemy.ip, 'link set port1 down', 'link set port1 up')
     interrupted(lan.near.ip, 'addr del %s/24 dev eth0' % NEAR, 'addr add %s/24 dev eth0' % NEAR)
+    scene.prove()
+
+
+@pytest.mark.parametrize('more', [
+    {'vnl': 'vxvde:///if=eth0'}, {'vnl': 'vxlan://', 'shared': False}],
+    ids=lambda more: more['vnl'])
+def test_an_interface_of_the_host_may_go_and_come_back_as_another(lan, new_scene, more):
+    scene = new_scene(**more)
+    victims = scene.victims
+    with scene.innocents.pinging():
+        lan.enemy.ip('link delete port1')
+        done = victims.pinger.run('ping', '-n', '-i', '0.2', '-w', '1', '10.0.0.2', check=False)
+        assert done.returncode == 1
+        lan.cable(1, lan.near)
+        for container, address in (victims.pinger, '10.0.0.2'), (victims.other, '10.0.0.1'):
+            container.ip('neigh flush dev vde0')            # it asks everybody
+            back_in_time(container, address)
     scene.prove()
 
 
