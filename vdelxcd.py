@@ -283,6 +283,7 @@ log = Log()
 # before a rule sees the VNL; what a rule judged is what is opened.
 
 HEX_DIGITS = b'0123456789abcdefABCDEF'
+HEX_LETTERS = frozenset('0123456789abcdef')     # as in the canonical form of an IPv6 address
 SCHEME_LETTERS = frozenset('abcdefghijklmnopqrstuvwxyz0123456789_-')
 
 
@@ -693,7 +694,7 @@ def read_rules(path, default, parse, commands=False):
             if tag not in TAGS:
                 raise bad('%s: not a directive (%s)', printable(tag), ', '.join(TAGS))
             if tag.startswith('pfx'):
-                if text[-1:].isdigit():
+                if text[-1:].isdigit() or set(text.rpartition(':')[2] or 'x') <= HEX_LETTERS:
                     warnings.append('%s: the prefix ends inside a number: it also matches %s0'
                                     % (origin, printable(text)))
                 rules.append(Rule(origin, tag, prefix=text))
@@ -1978,7 +1979,8 @@ class Vde(PathPlug, LocalSocket):
     @staticmethod
     def fallbacks(address, options):
         plain = {name: value for name, value in options.items() if name != 'portgroup'}
-        return [(place, given) for place in Vde.places(address) for given in (options, plain)
+        return [(place, given) for place in Vde.places(address)
+                for given in ([options, plain] if plain != options else [options])
                 if (place, given) != (address, options)]
 
     @classmethod

@@ -19,6 +19,7 @@ from conftest import Host, Namespace, processes, require_namespaces, wait_until
 from fuzzing import fuzz                                                        # noqa: F401
 from peers import EVERYONE, frame, mac, session_pid
 
+pytestmark = pytest.mark.slow
 GROUP, PORT = '239.0.0.1', 14789
 NEAR, FAR, ENEMY = '192.0.2.1', '192.0.2.2', '192.0.2.66'
 HEADER = bytes.fromhex('0800000000000100')          # the VNI is 1

@@ -5,6 +5,7 @@ import select
 import shutil
 import signal
 import socket
+import struct
 import threading
 import time
 
@@ -13,7 +14,10 @@ import pytest
 import peers
 from aftermath import new_bystanders, private_memory                            # noqa: F401
 from conftest import Daemon, wait_until
+from fuzzing import fuzz                                                        # noqa: F401
 from peers import carrier, expect, frame, join
+
+pytestmark = pytest.mark.slow
 
 
 class FalseSwitch:
@@ -238,3 +242,34 @@ def test_a_member_that_never_reads_holds_up_no_other_and_costs_little(
     loud.close()
     bystanders.prove()
     hub.ping()
+
+
+def test_requests_full_of_faults_are_refused_and_hold_up_no_node(
+        host, new_daemon, new_bystanders, closing, tmp_path, fuzz):
+    daemon, path = new_daemon(host), str(tmp_path / 'node')
+    members = new_bystanders(daemon, vnl='switch://' + path, net='10.0.0')
+    bystanders = new_bystanders(daemon)
+    data = closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+    data.bind(path + '/.data')
+    good = struct.pack('=III', peers.MAGIC, 3, 0) + peers.SOCKADDR_UN.pack(
+        1, os.fsencode(path) + b'/.data') + b'somebody'
+    held = []
+    with bystanders.pinging(), members.pinging():
+        for _ in fuzz.rounds(600):
+            conn = socket.socket(socket.AF_UNIX)
+            conn.settimeout(5)
+            conn.connect(path + '/ctl')
+            request = fuzz.spoil(good) if fuzz.chance.random() < 0.8 else good
+            try:
+                for piece in fuzz.pieces(request, 4):
+                    conn.sendall(piece)
+                conn.sendall(fuzz.noise(fuzz.chance.randrange(2000)))
+            except OSError:                 # refused already
+                pass
+            held.append(conn)
+            if len(held) > 50:
+                held.pop(fuzz.chance.randrange(len(held))).close()
+    for conn in held:
+        conn.close()
+    bystanders.prove()
+    members.ping()

@@ -244,10 +244,11 @@ def test_a_file_that_cannot_be_read_is_a_failure(vdelxcd, parse, tmp_path, make,
 
 
 def test_a_prefix_that_ends_inside_a_number_is_warned_of(read):
-    text = 'pfxallow vxvde://239.0.0.1\npfxallow vxvde://\npfxdeny tap://tap2\nallow tap://tap3\n'
+    text = ('pfxallow vxvde://239.0.0.1\npfxallow vxvde://\npfxdeny tap://tap2\nallow tap://tap3\n'
+            'pfxallow vxvde://ff05::a\npfxallow vxvde://ff05::\npfxallow tap://a\npfxallow\n')
     warnings = read(text)[1]
     assert [warning.split(': ')[0].rsplit('/')[-1] for warning in warnings] == [
-        'rules:1', 'rules:3']
+        'rules:1', 'rules:3', 'rules:5']
     assert warnings[0].endswith('vxvde://239.0.0.10')
 
 
