@@ -15,7 +15,7 @@ import time
 import pytest
 
 from aftermath import Baseline, new_bystanders, private_memory                  # noqa: F401
-from conftest import Host, Namespace, processes, require_namespaces, wait_until
+from conftest import PYTHON, Host, Namespace, processes, require_namespaces, wait_until
 from fuzzing import fuzz                                                        # noqa: F401
 from peers import EVERYONE, frame, mac, session_pid
 
@@ -212,6 +212,29 @@ def test_giant_and_empty_datagrams_hurt_nobody(lan, new_scene):
     with scene.innocents.pinging():
         for _ in range(30):
             lan.send(giants + [b''] * 30, (GROUP, PORT), scene.near)
+    scene.prove()
+
+
+FLOOD = """
+import itertools, socket, sys
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+rest = bytes.fromhex(sys.argv[1])
+for number in itertools.cycle(range(1 << 24)):
+    sock.sendto(rest[:16] + number.to_bytes(4, 'big') + rest[20:], ('%s', %d))
+""" % (GROUP, PORT)
+
+
+def test_a_flood_at_full_speed_starves_nobody(lan, new_scene):
+    scene = new_scene()
+    datagram = HEADER + EVERYONE + mac(0) + frame(60, 0)[12:]
+    flood = lan.enemy.popen(PYTHON, '-c', FLOOD, datagram.hex())
+    wait_until(lambda: any(lost for _, _, lost in sockets(lan.near)), what='too much to be read')
+    with scene.innocents.pinging():
+        print('a newcomer waited for %.2f s' % scene.innocents.serve_newcomer())
+        scene.innocents.ping(20)
+    flood.kill()
+    flood.wait()
+    print('private memory: %d kB' % (private_memory(scene.session) >> 10))
     scene.prove()
 
 
