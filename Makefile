@@ -3,6 +3,7 @@
 PREFIX = /usr/local
 BINDIR = $(PREFIX)/bin
 MANDIR = $(PREFIX)/share/man
+COMPDIR = $(PREFIX)/share/bash-completion/completions
 DESTDIR =
 
 PYTHON ?= python3
@@ -26,7 +27,7 @@ help: ## print this list
 	@echo 'make TARGET, one of:'
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1 - \2/p' $(firstword $(MAKEFILE_LIST))
 	@echo 'Variables: PREFIX DESTDIR (install), ARGS (more arguments for pytest), VDELXC_PYTHON'
-	@echo '(the interpreter of the scripts in demo and tests), PYTHON (the one of .venv and zipapp).'
+	@echo '(the interpreter of the scripts in demo and tests), PYTHON (the one of all the rest).'
 
 demo: ## two containers, one daemon, a ping; as root or not, and nothing is left behind
 	@sh tests/demo.sh
@@ -68,16 +69,22 @@ $(VENV)/made: tests/requirements.txt
 
 # ---- installing ----------------------------------------------------------------------------------
 
-install: ## copy programs and manual pages to PREFIX
+install: ## copy programs, manual pages and completions for bash to PREFIX
 	install -d '$(DESTDIR)$(BINDIR)' '$(DESTDIR)$(MANDIR)/man1' '$(DESTDIR)$(MANDIR)/man7'
+	install -d '$(DESTDIR)$(COMPDIR)'
 	install -m 755 vdelxcc.py '$(DESTDIR)$(BINDIR)/vdelxcc'
 	install -m 755 vdelxcd.py '$(DESTDIR)$(BINDIR)/vdelxcd'
 	for page in $(MAN); do \
 		install -m 644 $$page '$(DESTDIR)$(MANDIR)'/man$${page##*.}/ || exit; \
 	done
+	for program in vdelxcc vdelxcd; do \
+		$(PYTHON) $$program.py --completion bash > '$(DESTDIR)$(COMPDIR)'/$$program && \
+			chmod 644 '$(DESTDIR)$(COMPDIR)'/$$program || exit; \
+	done
 
 uninstall: ## remove what install copied
 	rm -f '$(DESTDIR)$(BINDIR)/vdelxcc' '$(DESTDIR)$(BINDIR)/vdelxcd'
+	rm -f '$(DESTDIR)$(COMPDIR)/vdelxcc' '$(DESTDIR)$(COMPDIR)/vdelxcd'
 	for page in $(MAN); do \
 		rm -f '$(DESTDIR)$(MANDIR)'/man$${page##*.}/$${page##*/} || exit; \
 	done

@@ -3,16 +3,18 @@
 
 Makes a TAP interface, hands its descriptor to the vdelxcd daemon through a UNIX socket that
 is shared with the host, waits for the daemon's answer and exits; the daemon keeps the interface.
+On request it also gives the interface addresses and a default route and brings it up. When a step
+fails, no interface is left.
 
     container                                    host
     TAP vde0 -- descriptor, VNL --> /vde/vdelxcs --> vdelxcd --> VDE network
 
-It opens /dev/net/tun and the daemon's socket, and nothing else: it writes no file, starts no
-program, and needs only a Python interpreter (3.6 or later, python3-minimal is enough). It runs
-from standard input too: python3 - vxvde:// < vdelxcc.py
+It opens /dev/net/tun, the daemon's socket and, for settings, the kernel's rtnetlink, and nothing
+else: it writes no file, starts no program, and needs only a Python interpreter (3.6 or later,
+python3-minimal is enough). It runs from standard input too: python3 - vxvde:// < vdelxcc.py
 
 The rooms of this file, in order (each uses only those above it): numbers from outside, errors,
-the TAP, interface settings, hand-over, command line.
+rtnetlink, the TAP, interface settings, hand-over, command line.
 
 Exit status: 0 the interface is there; 1 it is not, and one line on stderr says why.
 """
@@ -20,10 +22,30 @@ Exit status: 0 the interface is there; 1 it is not, and one line on stderr says 
 import errno
 import fcntl
 import os
-import socket
 import struct
 import sys
 import time
+
+
+# The library's socket imports three modules for functions that are not used here, and that takes
+# longer than all our other imports together. So it is imported without them; a Python that does not
+# like it imports it as ever.
+class Absent:
+    """Stands in for these modules, and for the classes that socket makes enumerations with."""
+
+    _convert = _convert_ = staticmethod(lambda *_, **__: None)
+
+
+LEFT_OUT = {name: Absent for name in ('enum', 'selectors', 'array') if name not in sys.modules}
+Absent.IntEnum = Absent.IntFlag = Absent
+sys.modules.update(LEFT_OUT)
+try:
+    import socket
+except Exception:
+    pass
+for module in LEFT_OUT:
+    del sys.modules[module]
+import socket
 
 VERSION = '0.1.0'
 SOCKET_NAME = 'vdelxcs'
@@ -41,11 +63,21 @@ Make an Ethernet interface on the VDE network VNL (the daemon's default network 
   -i, --iface IFACE     interface name; a name that does not end in a digit is a prefix and
                         gets the first free number (default %s)
   -t, --timeout SECONDS longest wait for the daemon (default %g)
+  -u, --up              bring the interface up
+  -a, --address ADDR/LEN
+                        an address, IPv4 or IPv6, with its prefix length; may be repeated;
+                        brings the interface up
+  -g, --gateway ADDR    the default route's router, one for IPv4 and one for IPv6; brings the
+                        interface up
+      --mac ADDR        the MAC address; auto:TEXT: always the same one for the same TEXT
       --mtu N           MTU of the interface; auto: the largest that the network carries in
                         one piece (default 1500)
       --offload         take TCP segments merged: faster, but not for a container that forwards
                         them (a bridge, a router); see vdelxcc(1)
-  -v, --verbose         print the name of the new interface
+  -v, --verbose         print the name of the new interface, and on stderr each step
+  -D, --delete IFACE    remove a TAP interface of this container, and do nothing else
+      --completion SHELL
+                        print what lets a shell (bash) complete command lines and exit
   -h, --help            print this text and exit
       --version         print the version and exit
 
@@ -65,11 +97,35 @@ TUNSETIFF = 0x800454ca if os.uname().machine.startswith(SWAPPED_IOCTL) else 0x40
 IFF_TAP = 0x0002
 IFF_NO_PI = 0x1000
 IFF_VNET_HDR = 0x4000                       # frames with a virtio_net_hdr
+IFF_TUN_EXCL = 0x8000                       # a new interface, or EBUSY
 IFREQ = struct.Struct('16sH22x')            # struct ifreq: name[16], flags, padding to 40 bytes
-IFREQ_INT = struct.Struct('16si20x')        # the same with ifr_mtu
 TAP_MTU_MAX = 65521                         # bytes, of a TAP
-SIOCGIFMTU, SIOCSIFMTU = 0x8921, 0x8922     # <linux/sockios.h>
 IFNAMSIZ = 16                               # with the closing NUL
+
+# rtnetlink(7), numbers in the host's order: <linux/netlink.h>, <linux/rtnetlink.h>,
+# <linux/if_link.h>, <linux/if_addr.h>. A message is a header, the body of its kind, attributes.
+NETLINK_ROUTE = 0
+NETLINK_MAX = 65536                         # bytes read at once; the kernel sends 32 kB at most
+NLMSGHDR = struct.Struct('=IHHII')          # length with this header, kind, flags, sequence, port
+RTATTR = struct.Struct('=HH')               # length with this header, kind; padded to 4 bytes
+IFINFOMSG = struct.Struct('=BxHiII')        # family, type, index, flags, which flags to change
+IFADDRMSG = struct.Struct('=BBBBi')         # family, prefix length, flags, scope, index
+RTMSG = struct.Struct('=8BI')               # family, lengths of destination and source, TOS, table,
+                                            # protocol, scope, type, flags
+NLMSGERR = struct.Struct('=i')              # minus an errno, 0 for success
+NUMBER = struct.Struct('=I')                # of an attribute
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP, NLM_F_NEW = 0x1, 0x4, 0x300, 0x600     # NEW: EXCL | CREATE
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
+RTM_NEWADDR, RTM_GETADDR, RTM_NEWROUTE = 20, 22, 24
+IFLA_ADDRESS, IFLA_MTU, IFLA_LINKINFO, IFLA_INFO_KIND = 1, 4, 18, 1
+IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST, IFA_F_NODAD = 1, 2, 4, 0x02
+RTA_OIF, RTA_GATEWAY = 4, 5
+RT_TABLE_MAIN, RTPROT_BOOT, RTN_UNICAST, IFF_UP = 254, 3, 1, 0x1
+IPV6_MIN_MTU = 1280                         # bytes (RFC 8200, section 5)
+
+# FNV-1a with 64 bits (draft-eastlake-fnv, section 5)
+FNV_BASIS, FNV_PRIME = 0xcbf29ce484222325, 0x100000001b3
 
 # <sys/un.h> and <asm-generic/socket.h>
 SUN_PATH_MAX = 107                          # bytes of a socket path without the closing NUL
@@ -95,13 +151,24 @@ OPEN_ADVICE = {
     errno.ENODEV: MODULE_ADVICE,
     errno.ENXIO: MODULE_ADVICE,
 }
-SETIFF_ADVICE = {
-    errno.EPERM: 'root with CAP_NET_ADMIN is needed; LXC: no net_admin in lxc.cap.drop; '
-                 'podman: --cap-add NET_ADMIN',
-}
+CAPABILITY_ADVICE = ('root with CAP_NET_ADMIN is needed; LXC: no net_admin in lxc.cap.drop; '
+                     'podman: --cap-add NET_ADMIN')
+SETIFF_ADVICE = {errno.EPERM: CAPABILITY_ADVICE}
 TAKEN_ADVICE = {
-    errno.EBUSY: 'another program holds this interface; choose another name with -i',
+    errno.EBUSY: 'this interface exists already; remove it with -D, or choose another name with -i',
     errno.EINVAL: 'this name is held by a device that is no TAP; choose another name with -i',
+}
+DELETE_ADVICE = {
+    errno.EPERM: CAPABILITY_ADVICE,
+    errno.EINVAL: 'no TAP interface; left alone',
+    errno.ENODEV: 'this container has no such interface',
+}
+NO_WAY = 'the gateway is in none of the networks of the addresses given with -a'
+SETTING_ADVICE = {
+    errno.EACCES: 'IPv6 is switched off; sysctl net.ipv6.conf.all.disable_ipv6=0',
+    errno.ENETUNREACH: NO_WAY,
+    errno.EHOSTUNREACH: NO_WAY,
+    errno.EEXIST: 'this container has a default route already',
 }
 CONNECT_ADVICE = {
     errno.ECONNREFUSED: 'no daemon listens there; start vdelxcd on the host',
@@ -111,12 +178,15 @@ CONNECT_ADVICE = {
 REFUSAL_ADVICE = {
     errno.EACCES: "refused by the daemon's rules; vdelxcd's log on the host names the rule",
     errno.ENOENT: 'no such switch or path, or no VNL and the daemon has no default network',
-    errno.EINVAL: 'malformed VNL, unknown option or bad value; see vnl(7)',
+    errno.EINVAL: 'malformed VNL, unknown option or bad value; -v tells which; see vnl(7)',
     errno.EPROTONOSUPPORT: 'the daemon does not know this scheme; see vnl(7)',
     errno.ENODEV: 'no such interface, or no route to the multicast group, on the host',
     errno.ENETUNREACH: 'no route to this network on the host',
+    errno.EHOSTUNREACH: 'the host that the VNL names is unknown or cannot be reached',
+    errno.ECONNREFUSED: 'no switch or other program runs there on the host',
     errno.EBUSY: 'in use on the host',
     errno.EAGAIN: 'the daemon is short of processes or descriptors; try again',
+    errno.EDQUOT: 'there are as many interfaces as there may be; remove one with -D',
     errno.ETIMEDOUT: 'the daemon waited too long for the request',
 }
 
@@ -133,6 +203,69 @@ def failure(doing, number, *details):
 def one_line(text):
     """The text with everything that is no printable character escaped."""
     return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
+
+
+# ==================================================================================================
+# rtnetlink
+# ==================================================================================================
+
+def attribute(kind, data):
+    """One attribute of a message: header, data, padding."""
+    return RTATTR.pack(RTATTR.size + len(data), kind) + data + bytes(-len(data) % 4)
+
+
+def attributes(data):
+    """The attributes in data: a dict of kind -> bytes."""
+    found = {}
+    while len(data) >= RTATTR.size:
+        length, kind = RTATTR.unpack_from(data)
+        found[kind] = data[RTATTR.size:length]
+        data = data[max(length + 3 & ~3, RTATTR.size):]
+    return found
+
+
+def ask_kernel(kind, flags, body):
+    """Send one request; return the bodies of the messages that answer it.
+
+    Raises OSError with what the kernel says.
+    """
+    found = []
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE) as kernel:
+        kernel.send(NLMSGHDR.pack(NLMSGHDR.size + len(body), kind,
+                                  NLM_F_REQUEST | NLM_F_ACK | flags, 1, 0) + body)
+        while True:
+            data = kernel.recv(NETLINK_MAX)
+            while len(data) >= NLMSGHDR.size:
+                length, kind = NLMSGHDR.unpack_from(data)[:2]
+                content = data[NLMSGHDR.size:length]
+                data = data[max(length + 3 & ~3, NLMSGHDR.size):]
+                number = -NLMSGERR.unpack_from(content)[0] if kind == NLMSG_ERROR else 0
+                if number:
+                    raise OSError(number, os.strerror(number))
+                if kind in (NLMSG_ERROR, NLMSG_DONE):
+                    return found
+                found.append(content)
+
+
+def link_body(index, flags=0):
+    """What a request about an interface begins with; flags are those to be set."""
+    return IFINFOMSG.pack(socket.AF_UNSPEC, 0, index, flags, flags)
+
+
+def link_attributes(index):
+    """What the kernel says about an interface: a dict. Raises OSError."""
+    return attributes(ask_kernel(RTM_GETLINK, 0, link_body(index))[0][IFINFOMSG.size:])
+
+
+def is_tap(index):
+    """Is the interface one of the TUN/TAP driver? Raises OSError."""
+    info = attributes(link_attributes(index).get(IFLA_LINKINFO, b''))
+    return info.get(IFLA_INFO_KIND, b'').rstrip(b'\0') == b'tun'
+
+
+def delete_link(index):
+    """Remove an interface. Raises OSError."""
+    ask_kernel(RTM_DELLINK, 0, link_body(index))
 
 
 # ==================================================================================================
@@ -158,8 +291,8 @@ def interface_names(name):
 def make_tap(names, flags):
     """Make a TAP under the first free name; return its descriptor and its name.
 
-    flags are IFF_TAP and what else it shall be. A busy TAP answers EBUSY, a name held by another
-    kind of device EINVAL: both mean "try the next number". Raises Failure.
+    flags are IFF_TAP and what else it shall be. An interface that exists answers EBUSY, a TAP that
+    nobody holds too (IFF_TUN_EXCL): "try the next number". Raises Failure.
     """
     try:
         tap = os.open(TUN_DEVICE, os.O_RDWR | os.O_CLOEXEC)
@@ -168,7 +301,7 @@ def make_tap(names, flags):
                       OPEN_ADVICE.get(error.errno))
     for name in names:
         try:
-            fcntl.ioctl(tap, TUNSETIFF, IFREQ.pack(os.fsencode(name), flags))
+            fcntl.ioctl(tap, TUNSETIFF, IFREQ.pack(os.fsencode(name), flags | IFF_TUN_EXCL))
             return tap, name
         except OSError as error:
             number = error.errno
@@ -176,27 +309,100 @@ def make_tap(names, flags):
                 raise failure('interface definition', number, name, SETIFF_ADVICE.get(number))
     if len(names) > 1:
         raise failure('interface definition', number, '%s to %s: all taken' % (names[0], name))
+    try:
+        number = number if is_tap(socket.if_nametoindex(name)) else errno.EINVAL
+    except OSError:
+        pass                                # it went, or rtnetlink may not be used here
     raise failure('interface definition', number, name, TAKEN_ADVICE[number])
+
+
+def delete_tap(name):
+    """Remove a TAP (or TUN) interface, whoever made it. Raises Failure, for any other too."""
+    try:
+        index = socket.if_nametoindex(name)
+        if not is_tap(index):
+            raise OSError(errno.EINVAL, '')
+        delete_link(index)
+    except OSError as error:
+        number = error.errno or errno.ENODEV        # if_nametoindex() tells none
+        raise failure('interface removal', number, name, DELETE_ADVICE.get(number))
 
 
 # ==================================================================================================
 # Interface settings
 # ==================================================================================================
 
-def get_mtu(name):
-    """The MTU of an interface in bytes. Raises OSError."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        answer = fcntl.ioctl(sock, SIOCGIFMTU, IFREQ_INT.pack(os.fsencode(name), 0))
-    return IFREQ_INT.unpack(answer)[1]
+def refuse_taken(addresses):
+    """Raise Failure when an interface has one of these addresses already.
 
-
-def set_mtu(name, mtu):
-    """Set the MTU of an interface in bytes. Raises Failure."""
+    Link-local IPv6 addresses (fe80::/10) may be on any number of interfaces.
+    """
+    wanted = {packed: text for _, packed, _, text in addresses
+              if int.from_bytes(packed[:2], 'big') & 0xffc0 != 0xfe80}
     try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            fcntl.ioctl(sock, SIOCSIFMTU, IFREQ_INT.pack(os.fsencode(name), mtu))
+        known = ask_kernel(RTM_GETADDR, NLM_F_DUMP, IFADDRMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0))
     except OSError as error:
-        raise failure('interface settings', error.errno, '%s: MTU %d' % (name, mtu))
+        raise failure('interface settings', error.errno, 'looking for addresses')
+    for each in known:
+        index, found = IFADDRMSG.unpack_from(each)[4], attributes(each[IFADDRMSG.size:])
+        text = wanted.get(found.get(IFA_LOCAL, found.get(IFA_ADDRESS)))
+        if text:
+            raise failure('interface settings', errno.EEXIST, text, 'another interface, %s, has '
+                          'this address' % socket.if_indextoname(index))
+
+
+class Interface:
+    """A new interface and its settings; tell(text) hears of each that was made.
+
+    The methods raise Failure, which names the setting.
+    """
+
+    def __init__(self, name, tell):
+        self.name, self.tell, self.index = name, tell, socket.if_nametoindex(name)
+
+    def change(self, what, kind, flags, body):
+        """Send one request to the kernel; what it is about, for people."""
+        try:
+            ask_kernel(kind, flags, body)
+        except OSError as error:
+            raise failure('interface settings', error.errno, '%s: %s' % (self.name, what),
+                          SETTING_ADVICE.get(error.errno))
+        self.tell('%s: %s' % (self.name, what))
+
+    def change_link(self, what, data=b'', flags=0):
+        """Change what is no address: attributes, or flags to be set."""
+        self.change(what, RTM_NEWLINK, 0, link_body(self.index, flags) + data)
+
+    def set_mtu(self, mtu):
+        """Set the MTU in bytes."""
+        self.change_link('MTU %d' % mtu, attribute(IFLA_MTU, NUMBER.pack(mtu)))
+
+    def mtu(self):
+        """The MTU in bytes. Raises OSError."""
+        return NUMBER.unpack(link_attributes(self.index)[IFLA_MTU])[0]
+
+    def add_address(self, family, packed, length, text):
+        """Add an address; IPv6 without looking for duplicates first, so that it counts at once."""
+        body = IFADDRMSG.pack(family, length, IFA_F_NODAD if family == socket.AF_INET6 else 0,
+                              0, self.index)
+        body += attribute(IFA_LOCAL, packed) + attribute(IFA_ADDRESS, packed)
+        if family == socket.AF_INET and length <= 30:
+            last = int.from_bytes(packed, 'big') | (1 << 32 - length) - 1
+            body += attribute(IFA_BROADCAST, last.to_bytes(4, 'big'))
+        self.change('address ' + text, RTM_NEWADDR, NLM_F_NEW, body)
+
+    def add_gateway(self, family, packed, text):
+        """Add a default route through a router."""
+        body = RTMSG.pack(family, 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, 0, RTN_UNICAST, 0)
+        body += attribute(RTA_GATEWAY, packed) + attribute(RTA_OIF, NUMBER.pack(self.index))
+        self.change('default route through ' + text, RTM_NEWROUTE, NLM_F_NEW, body)
+
+    def remove(self):
+        """Remove the interface, if it is still there; a TAP also goes with its last descriptor."""
+        try:
+            delete_link(self.index)
+        except OSError:
+            pass
 
 
 # ==================================================================================================
@@ -290,7 +496,7 @@ def hand_over(daemon, tap, vnl, keys, timeout):
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack('i', tap))]
     number, answer = exchange(daemon, request, rights, timeout)
     if number:
-        raise failure('vdelxcd', number, REFUSAL_ADVICE.get(number))
+        raise failure('vdelxcd', number, answer.get('reason') or REFUSAL_ADVICE.get(number))
     return answer
 
 
@@ -351,18 +557,123 @@ def next_value(words, option):
     return words.pop(0)
 
 
-FLAGS = {'verbose': 'v', 'help': 'h', 'version': '', 'offload': ''}
-VALUED = {'socket': 's', 'iface': 'i', 'timeout': 't', 'mtu': ''}
+FLAGS = {'verbose': 'v', 'help': 'h', 'version': '', 'offload': '', 'up': 'u'}
+VALUED = {'socket': 's', 'iface': 'i', 'timeout': 't', 'address': 'a', 'gateway': 'g', 'mac': '',
+          'mtu': '', 'delete': 'D', 'completion': ''}
+REPEATED = {'address', 'gateway'}
+PLAIN = {'socket', 'iface', 'timeout', 'vnl'}           # what needs no more than the plain protocol
+
+
+def between(low, text, high):
+    """Is the text a decimal number from low to high?"""
+    return text.isdecimal() and len(text) < 10 and low <= int(text) <= high
+
+
+def read_ip(text, given):
+    """(family, packed address) of an IPv4 or IPv6 address that a host can have.
+
+    Raises Usage, which names what was given.
+    """
+    family = socket.AF_INET6 if ':' in text else socket.AF_INET
+    try:
+        packed = socket.inet_pton(family, text)
+    except (OSError, ValueError):
+        raise Usage(given + ': not an IPv4 or IPv6 address')
+    first, others = packed[0], (0xff,) if len(packed) == 16 else (127,) + tuple(range(0xe0, 0x100))
+    if first in others or not any(packed[:-1]):             # loopback, groups, unspecified
+        raise Usage(given + ': no address of a host on a network')
+    return family, packed
+
+
+def read_address(text):
+    """(family, packed address, prefix length, text) of ADDR/LEN. Raises Usage."""
+    address, slash, length = text.partition('/')
+    family, packed = read_ip(address, '-a ' + text)
+    bits = 8 * len(packed)
+    if not slash:
+        raise Usage('-a %s: its prefix length is missing; for example %s/%d' % (
+            text, text, 24 if bits == 32 else 64))
+    if not between(1, length, bits):
+        raise Usage('-a %s: a prefix length is 1 to %d' % (text, bits))
+    hosts = (1 << bits - int(length)) - 1
+    if bits == 32 and hosts > 1 and int.from_bytes(packed, 'big') & hosts in (0, hosts):
+        raise Usage('-a %s: no address of a host, but of the whole network' % text)
+    return family, packed, int(length), text
+
+
+def fnv1a(data):
+    """The 64-bit FNV-1a hash of bytes."""
+    value = FNV_BASIS
+    for byte in data:
+        value = (value ^ byte) * FNV_PRIME % (1 << 64)
+    return value
+
+
+def read_mac(text):
+    """The 6 bytes of a MAC address, or those that are made of a text (auto:TEXT). Raises Usage.
+
+    The latter: the 64-bit FNV-1a hash of the text's bytes, big-endian; its first two bytes are
+    XORed into its last two and left out; then the first byte gets the bit of locally administered
+    addresses and loses the bit of groups.
+    """
+    if text.startswith('auto:') and text != 'auto:':
+        value = fnv1a(os.fsencode(text[len('auto:'):]))
+        mac = ((value ^ value >> 48) % (1 << 48)).to_bytes(6, 'big')
+        return bytes([mac[0] & 0xfc | 2]) + mac[1:]
+    parts = text.split(':')
+    if len(parts) != 6 or not all(0 < len(part) <= 2 and set(part) <= set('0123456789abcdefABCDEF')
+                                  for part in parts):
+        raise Usage('--mac %s: neither a MAC address (02:00:00:00:00:01) nor auto:TEXT' % text)
+    mac = bytes(int(part, 16) for part in parts)
+    if mac[0] & 1 or not any(mac):
+        raise Usage('--mac %s: no address of a single interface' % text)
+    return mac
+
+
+def check_settings(options):
+    """Replace the words of the settings by what they mean. Raises Usage."""
+    mtu = options.get('mtu', 'auto')
+    if mtu != 'auto' and not between(68, mtu, TAP_MTU_MAX):
+        raise Usage('--mtu %s: auto, or 68 to %d bytes' % (mtu, TAP_MTU_MAX))
+    if 'mac' in options:
+        options['mac'] = read_mac(options['mac'])
+    if 'address' in options:
+        options['address'] = [read_address(text) for text in options['address']]
+    if 'gateway' in options:
+        options['gateway'] = [read_ip(text, '-g ' + text) + (text,)
+                              for text in options['gateway']]
+    hosts = [packed for _, packed, _, _ in options.get('address', [])]
+    families = [family for family, _, _ in options.get('gateway', [])]
+    for _, packed, _, text in options.get('address', []):
+        if hosts.count(packed) > 1:
+            raise Usage('-a %s: twice' % text)
+        if mtu != 'auto' and len(packed) == 16 and int(mtu) < IPV6_MIN_MTU:
+            raise Usage('--mtu %s: IPv6 needs %d bytes' % (mtu, IPV6_MIN_MTU))
+    for family, packed, text in options.get('gateway', []):
+        if families.count(family) > 1:
+            raise Usage('-g %s: one for IPv4 and one for IPv6 at most' % text)
+        if packed in hosts:
+            raise Usage('-g %s: the address of this interface itself' % text)
 
 
 def parse_arguments(arguments):
-    """The command line as a dictionary; of a repeated option the first counts. Raises Usage."""
+    """The command line as a dictionary; of a repeated option the first counts. Raises Usage.
+
+    Options that may be repeated have lists. Everything that can be judged here is.
+    """
     options = {}
     pairs, rest = split_options(arguments, FLAGS, VALUED)
     for name, value in pairs:
-        options.setdefault(name, value)
+        if name in REPEATED:
+            options.setdefault(name, []).append(value)
+        else:
+            options.setdefault(name, value)
     if len(rest) > 1:
         raise Usage('%s: one VNL at most' % rest[1])
+    if 'delete' in options and (rest or set(options) - {'delete', 'verbose'}):
+        raise Usage('-D %s: only -v goes with it' % options['delete'])
+    if options.get('completion', 'bash') != 'bash':
+        raise Usage('--completion %s: bash is the only one' % options['completion'])
     options['vnl'] = rest[0] if rest else ''
     try:
         options['timeout'] = float(options.get('timeout', TIMEOUT))
@@ -370,10 +681,38 @@ def parse_arguments(arguments):
         raise Usage('-t %s: not a number of seconds' % options['timeout'])
     if not 0 < options['timeout'] <= 86400:
         raise Usage('-t %g: more than 0 and at most 86400 seconds' % options['timeout'])
-    mtu = options.get('mtu', 'auto')
-    if mtu != 'auto' and (not mtu.isdigit() or not 68 <= int(mtu) <= TAP_MTU_MAX):
-        raise Usage('--mtu %s: auto, or 68 to %d bytes' % (mtu, TAP_MTU_MAX))
+    if set(options) - PLAIN:
+        check_settings(options)
     return options
+
+
+COMPLETION = r"""# Completion of vdelxcc's command line in bash; made by: vdelxcc --completion bash
+_vdelxcc() {
+    local word=${COMP_WORDS[COMP_CWORD]} words= path
+    case ${COMP_WORDS[COMP_CWORD-1]} in
+        -D|--delete)
+            for path in /sys/class/net/*/tun_flags; do
+                [ -e "$path" ] && path=${path%/*} && words="$words ${path##*/}"
+            done ;;
+        -s|--socket) COMPREPLY=($(compgen -f -- "$word")); return ;;
+        --mtu) words=auto ;;
+        --mac) words=auto: ;;
+        --completion) words=bash ;;
+        -a|--address|-g|--gateway|-i|--iface|-t|--timeout) ;;
+        *)
+            case $word in
+                -*) words='-D --delete -a --address -g --gateway -h --help -i --iface -s --socket
+                        -t --timeout -u --up -v --verbose --completion --mac --mtu --offload
+                        --version' ;;
+                *)  words='bonding:// cmd:// hub:// macvtap:// multi:// null:// ptp:// seqpacket://
+                        switch:// tap:// udp:// vde:// vlan:// vxlan:// vxvde://'
+                    compopt -o nospace ;;
+            esac ;;
+    esac
+    COMPREPLY=($(compgen -W "$words" -- "$word"))
+}
+complete -F _vdelxcc vdelxcc vdelxcc.py
+"""
 
 
 def say(text, stream):
@@ -395,48 +734,87 @@ def say(text, stream):
 
 
 def run(options):
-    """Connect, make the TAP, hand it over, settle its MTU. Raises Failure."""
-    def detail(text):
+    """Connect, make the TAP, set it up, hand it over and bring it up: all of it, or nothing.
+
+    Raises Failure; then no interface is left.
+    """
+    def tell(text):
         """Tell the user who wants to know; stdout has the interface's name alone."""
         if 'verbose' in options:
             say('vdelxcc: %s\n' % text, sys.stderr)
 
-    names = interface_names(options.get('iface', INTERFACE))
-    timeout, mtu = options['timeout'], options.get('mtu')
+    if 'delete' in options:
+        delete_tap(options['delete'])
+        return tell(options['delete'] + ': removed')
+    names, timeout = interface_names(options.get('iface', INTERFACE)), options['timeout']
+    if options.get('address'):
+        refuse_taken(options['address'])
     daemon = connect(options.get('socket', SOCKET_NAME), timeout)
+    tell('connected to ' + daemon.getpeername())
     flags, keys = IFF_TAP | IFF_NO_PI, {}
-    if 'offload' in options or mtu == 'auto' or (mtu and 'verbose' in options):
+    if set(options) - PLAIN:
         known = abilities(daemon, timeout)
         daemon.close()
         daemon = connect(options.get('socket', SOCKET_NAME), timeout)
-        if 'mtu' in known:
-            keys['mtu'] = 'auto'
+        keys = {key: value for key, value in (('mtu', 'auto'), ('reason', '1')) if key in known}
         if 'offload' in options and 'offload' in known:
             flags, keys['offload'] = flags | IFF_VNET_HDR, '1'
         elif 'offload' in options:
-            detail('this daemon has no offload; going on without')
+            tell('this daemon has no offload; going on without')
     tap, name = make_tap(names, flags)
-    if mtu and mtu != 'auto':
-        set_mtu(name, int(mtu))
-    answer = hand_over(daemon, tap, options['vnl'], keys, timeout)
-    advice = answer.get('mtu', '') if 'mtu' in keys else ''
-    if mtu == 'auto' and advice.isdigit():
-        set_mtu(name, int(advice))
-    elif mtu == 'auto':
-        detail('this daemon gives no advice; the MTU stays %d' % get_mtu(name))
-    elif advice.isdigit() and get_mtu(name) > int(advice):
-        detail('the MTU of %d does not fit the network, whose datagrams will be fragmented; '
-               '--mtu auto would take %s' % (get_mtu(name), advice))
-    if 'verbose' in options:
-        say(name + '\n', sys.stdout)
+    interface = Interface(name, tell)
+    tell(name + ': made')
+    try:
+        set_before(interface, options)
+        answer = hand_over(daemon, tap, options['vnl'], keys, timeout)
+        tell('%s: handed over, %s' % (name, options['vnl'] or 'the default network'))
+        set_after(interface, options, answer.get('mtu', '') if 'mtu' in keys else '')
+        if 'verbose' in options:
+            say(name + '\n', sys.stdout)
+    except BaseException:                   # an interrupt too
+        interface.remove()
+        raise
+    finally:
+        os.close(tap)
+
+
+def set_before(interface, options):
+    """The settings that need no network: when one fails, the daemon hears nothing."""
+    if 'mac' in options:
+        interface.change_link('MAC address ' + ':'.join('%02x' % byte for byte in options['mac']),
+                              attribute(IFLA_ADDRESS, options['mac']))
+    if options.get('mtu', 'auto') != 'auto':
+        interface.set_mtu(int(options['mtu']))
+    for address in options.get('address', []):
+        interface.add_address(*address)
+
+
+def set_after(interface, options, advice):
+    """The settings that wait for the network; advice is the MTU that fits it, '' if unknown."""
+    if options.get('mtu') == 'auto' and advice.isdigit():
+        if int(advice) < IPV6_MIN_MTU and any(
+                len(each[1]) == 16 for each in options.get('address', [])):
+            raise failure('interface settings', errno.EINVAL, '%s: MTU %s' % (
+                interface.name, advice), 'too small for the IPv6 addresses')
+        interface.set_mtu(int(advice))
+    elif options.get('mtu') == 'auto':
+        interface.tell('this daemon gives no advice; the MTU stays %d' % interface.mtu())
+    elif 'verbose' in options and advice.isdigit() and interface.mtu() > int(advice):
+        interface.tell('the MTU of %d does not fit the network, whose datagrams will be '
+                       'fragmented; --mtu auto would take %s' % (interface.mtu(), advice))
+    if 'up' in options or options.get('address') or options.get('gateway'):
+        interface.change_link('up', flags=IFF_UP)
+    for gateway in options.get('gateway', []):
+        interface.add_gateway(*gateway)
 
 
 def main(arguments):
     """Parse the command line and run; return the exit status."""
     try:
         options = parse_arguments(arguments)
-        if 'help' in options or 'version' in options:
-            say(HELP if 'help' in options else 'vdelxcc %s\n' % VERSION, sys.stdout)
+        if {'help', 'version', 'completion'} & set(options):
+            say(HELP if 'help' in options else 'vdelxcc %s\n' % VERSION if 'version' in options
+                else COMPLETION, sys.stdout)
             return 0
         if len(os.fsencode(options['vnl'])) > VNL_MAX:
             raise Failure('vdelxcc: the VNL is longer than %d bytes' % VNL_MAX)
@@ -455,4 +833,4 @@ def main(arguments):
 
 
 if __name__ == '__main__':
-    sys.exit(main(sys.argv[1:]))
+    os._exit(main(sys.argv[1:]))            # all is written; to tidy up takes as long as to start

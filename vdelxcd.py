@@ -8,11 +8,11 @@ network, and one process per interface then relays frames until the interface go
     container | TAP vde0 <--- frames ---> session process <--- datagrams ---> VDE network | host
 
 The rooms of this file, in order (each uses only those above it): numbers from outside; errors and
-log; VNLs; rules; frames and the MAC table; plugs; relay; hand-over; sessions; server; daemon;
-command line.
+log; rights; VNLs; rules; frames and the MAC table; plugs; relay; hand-over; sessions; asking
+sessions; server; daemon; command line.
 
-Exit status: 0 ended by SIGTERM or SIGINT, or (with -d) the daemon is up; 1 an error, told in one
-line on stderr (one line per fault for a configuration file).
+Exit status: 0 ended by SIGTERM or SIGINT, or (with -d) the daemon is up, or (with --test) the VNL
+is allowed; 1 an error, told in one line on stderr (one line per fault for a configuration file).
 """
 
 import errno
@@ -30,6 +30,11 @@ import sys
 import time
 from array import array
 
+try:
+    import resource
+except ImportError:                         # python3-minimal has none
+    resource = None
+
 VERSION = '0.1.0'
 SOCKET_NAME = 'vdelxcs'
 
@@ -43,7 +48,12 @@ MACS_MAX = 4096             # entries of a MAC table
 HAND_OVER_TIME = 5.0        # seconds a client has to hand over its TAP
 RESOLVER = 'timeout:1 attempts:2'       # resolv.conf(5): a name is found, or not, within that
 HAND_OVERS_MAX = 64         # unfinished hand-overs; one more and the oldest goes
+SESSIONS_MAX = 2048         # interfaces
+CONTAINER_MAX = 256         # interfaces of one network namespace
 PAUSE = 0.2                 # seconds without accept() when processes or descriptors run out
+DESCRIPTORS_MAX = 64        # descriptors of a relay
+DATA_MAX = 256 << 20        # bytes of memory of a relay
+NOBODY = 65534              # user and group where there is no user of that name
 START_TIME = 2.0            # seconds to wait for other daemons that start in the same directory
 NESTING_MAX = 32            # levels of a nested VNL
 FIRST_WAIT, LONGEST_WAIT = 0.25, 2.0    # seconds until a lost network is tried again
@@ -61,14 +71,30 @@ network and, without -f, the only one. Without VNL and -f every network is allow
   -d, --daemon          detach; return when the socket listens
   -p, --pidfile FILE    write the daemon's process id to FILE
   -m, --mode MODE       octal permissions of SOCKET (default: as the umask says)
+      --user USER[:GROUP]  who relays are once their network is open; names or numbers
+                        (default nobody when started as root; root: no change)
+      --max-sessions N  interfaces at most (default %d)
+      --max-per-container N  interfaces of one network namespace at most (default %d)
   -v, --verbose         log every interface that opens and closes
       --allow-commands  without VNL and -f: allow networks that run a program on this host
                         (cmd:// and all schemes that need vde_plug)
+      --ready-fd N      when the socket listens, write a newline to descriptor N and close it
+      --check-config    read the rules as a start would, tell every fault, and exit
+      --test VNL        tell whether and by which rule a client may have VNL, and exit;
+                        '' is the default network
+      --list            show the interfaces of this host, also those of other daemons, and exit
+      --json            with --list: as JSON
+      --close SESSION   end an interface, named by its session's process id or its own name
+      --capture SESSION copy its frames to stdout, as pcap, until it ends
+  -w, --write FILE      with --capture: to FILE
+      --completion SHELL
+                        print completions for SHELL, which is bash, and exit
   -h, --help            print this text and exit
       --version         print the version and exit
 
+Without SOCKET (--check-config, --test, a socket from systemd), one argument with :// is VNL.
 SIGHUP reads FILE again. Interfaces outlive the daemon; see vdelxcd(1) and vnl(7).
-"""
+""" % (SESSIONS_MAX, CONTAINER_MAX)
 
 
 # ==================================================================================================
@@ -89,6 +115,7 @@ TUNDETACHFILTER = IOC_WRITE | SOCK_FPROG.size << 16 | 0x54d6
 TUNSETOFFLOAD = IOC_WRITE | 0x000454d0
 TUNSETVNETHDRSZ = IOC_WRITE | 0x000454d8
 TUNSETCARRIER = IOC_WRITE | 0x000454e2
+TUNGETDEVNETNS = (0x2 << 28 if SWAPPED_IOCTL else 0) | 0x000054e3
 TUN_DEVICE = '/dev/net/tun'
 TUN_RDEV = os.makedev(10, 200)
 IFF_TAP = 0x0002
@@ -110,6 +137,12 @@ GSO_TCPV4, GSO_TCPV6 = 1, 4
 IPV4_CHECKSUM = 24                          # offset in an Ethernet frame
 TCP, TCP_ACK = 6, 0x10                      # the protocol; the flags of a segment with nothing else
 MERGED_MAX = 65535 - 100                    # bytes of a super-segment
+
+# <pcap/pcap.h>, host byte order: magic, version, zone, accuracy, longest frame, LINKTYPE_ETHERNET;
+# of each frame: seconds, microseconds, bytes here, bytes on the wire
+PCAP_HEADER = struct.Struct('=IHHiIII')
+PCAP_FILE = PCAP_HEADER.pack(0xa1b2c3d4, 2, 4, 0, 0, FRAME_MAX, 1)
+PCAP_RECORD = struct.Struct('=IIII')
 
 # <sys/un.h>, <linux/socket.h>
 SUN_PATH_MAX = 107                          # bytes of a socket path without the closing NUL
@@ -169,6 +202,9 @@ SOCKADDR_UN = struct.Struct('=H108s')       # struct sockaddr_un: family, path p
 # The hand-over (one message, one answer)
 VNL_MAX = 4095                              # bytes, without the closing NUL
 
+# <systemd/sd-daemon.h>
+LISTENER = 3                                # SD_LISTEN_FDS_START: the first socket passed on
+
 # <syslog.h>; facility daemon
 LOG_DAEMON = 3 << 3
 LOG_ERR, LOG_WARNING, LOG_NOTICE, LOG_INFO = 3, 4, 5, 6
@@ -182,11 +218,15 @@ LOG_VNL_MAX = 600                           # characters of a VNL; who and why m
 # ==================================================================================================
 
 class Failure(Exception):
-    """What went wrong: an errno (int) for the client and a sentence for people."""
+    """What went wrong: an errno (int) for the client and a sentence for people of this host.
 
-    def __init__(self, number, sentence):
+    told is what a client may read that asks for a reason: nothing of this host but what its own
+    VNL names.
+    """
+
+    def __init__(self, number, sentence, told=''):
         super().__init__(sentence)
-        self.errno = number
+        self.errno, self.told = number, told
 
 
 class Ended(Exception):
@@ -274,6 +314,106 @@ log = Log()
 
 
 # ==================================================================================================
+# Rights
+# ==================================================================================================
+#
+# What needs rights is done before the first frame: the network is opened, then the process that
+# relays becomes another user, without capabilities, and takes limits upon itself. It never gets
+# back what it gave up.
+
+class Rights:
+    """Who relays are.
+
+    uid, gid    the user and group that they become; None when they stay who the daemon is
+    """
+
+    def __init__(self):
+        self.uid = self.gid = None
+
+    def own(self, path, group=None):
+        """Give that user a file (path or descriptor), with its group or another (str)."""
+        if self.uid is not None or group is not None:
+            os.chown(path, -1 if self.uid is None else self.uid,
+                     self.gid if group is None else int(group))
+
+    def choose(self, name):
+        """Settle who relays will be, by the name of --user or None. Raises Failure."""
+        if os.geteuid() != 0:
+            if name is not None:
+                raise Failure(errno.EPERM, '--user %s: only root can become somebody else'
+                              % printable(name))
+            return
+        uid, gid = find_user('nobody' if name is None else name)
+        if uid == 0:
+            return
+        if can_become(uid, gid):
+            self.uid, self.gid = uid, gid
+        elif name is not None:
+            raise Failure(errno.EPERM, '--user %s: we cannot become that user here'
+                          % printable(name))
+        else:
+            log.detail('relays keep our rights: this user namespace has no user nobody')
+
+    def give_up(self, descriptors, groups):
+        """Become that user, with so many descriptors and these groups. Raises OSError."""
+        if self.uid is not None:
+            become(self.uid, self.gid, groups)
+        if not resource:
+            return
+        limits = [(resource.RLIMIT_CORE, 0), (resource.RLIMIT_NPROC, 0),
+                  (resource.RLIMIT_NOFILE, descriptors), (resource.RLIMIT_DATA, DATA_MAX)]
+        if not stat.S_ISREG(os.fstat(2).st_mode):       # the log may be a file
+            limits.append((resource.RLIMIT_FSIZE, 0))
+        for kind, limit in limits:
+            hard = resource.getrlimit(kind)[1]
+            if hard == resource.RLIM_INFINITY or hard > limit:
+                resource.setrlimit(kind, (limit, limit))
+
+
+def become(uid, gid, groups=()):
+    """Become a user, for good; capabilities go with root. Raises OSError."""
+    os.setgroups(groups)
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+
+
+def can_become(uid, gid):
+    """Can we become this user? In a user namespace there may be no such user."""
+    try:
+        pid = os.fork()
+    except OSError as error:
+        raise Failure(error.errno, 'fork: ' + why(error))
+    if pid == 0:
+        try:
+            become(uid, gid)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def find_user(text):
+    """The (uid, gid) of USER or USER:GROUP, names or numbers. Raises Failure."""
+    user, colon, group = text.partition(':')
+    try:
+        entry = pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)
+        uid, gid = entry.pw_uid, entry.pw_gid
+    except (KeyError, OverflowError):
+        if not (user.isdigit() and len(user) < 10) and user != 'nobody':
+            raise Failure(errno.EINVAL, '--user %s: no such user' % printable(text))
+        uid = gid = int(user) if user.isdigit() else NOBODY
+    if colon:
+        try:
+            gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
+        except KeyError:
+            raise Failure(errno.EINVAL, '--user %s: no such group' % printable(text))
+    return uid, gid
+
+
+rights = Rights()
+
+
+# ==================================================================================================
 # VNLs
 # ==================================================================================================
 #
@@ -301,6 +441,7 @@ class Vnl:
                 network of this level, defaults filled in: what a denial means
     networks    set of the networks (such sets) of which it opens one: that one, or one that the
                 plug falls back to
+    places      the addresses of these, frozenset of str: where on this host it may be opened
     named       the part of network that the text states; of the address it always is the whole
     spellings   frozenset of texts of this level that name the same network, whatever the options
                 that do not name it: what a denied prefix is compared with
@@ -309,13 +450,14 @@ class Vnl:
     """
 
     def __init__(self, scheme, address, options, nested, head, exact=None, network=None, named=None,
-                 spellings=(), command=False, ours=True, fallbacks=()):
+                 spellings=(), command=False, ours=True, fallbacks=(), places=None):
         self.scheme, self.address, self.options, self.nested = scheme, address, options, nested
         self.head, self.command, self.ours = head, command, ours
         self.exact = exact or head
         self.text = '%s{%s}' % (head, nested.text) if nested else head
         self.network = frozenset(network or [('scheme', scheme), ('address', address)])
         self.networks = {self.network} | set(map(frozenset, fallbacks))
+        self.places = frozenset(places or (dict(each)['address'] for each in self.networks))
         self.named = frozenset(named or self.network)
         self.spellings = frozenset(spellings) | {self.head, self.exact}
 
@@ -329,7 +471,7 @@ class Vnl:
 
 def bad(sentence, *values):
     """A Failure with EINVAL for a VNL."""
-    return Failure(errno.EINVAL, sentence % values)
+    return Failure(errno.EINVAL, sentence % values, sentence % values)
 
 
 def resolve_quotes(data):
@@ -427,7 +569,8 @@ def parse_vnl(text, schemes, depth=1):
     if not separator:
         scheme, rest = 'vde', text
     if not scheme or set(scheme) - SCHEME_LETTERS or scheme[0] in '-_':     # no option of vde_plug
-        raise Failure(errno.EPROTONOSUPPORT, '%s: not a scheme' % printable(scheme))
+        text = '%s: not a scheme' % printable(scheme)
+        raise Failure(errno.EPROTONOSUPPORT, text, text)
     plug = schemes.get(scheme)
     if plug is None:                        # for vde_plug: not a quote is touched
         address, brace, nested = rest.partition('{')
@@ -559,12 +702,13 @@ def vni(value):
 # it together with all that it contains.
 
 TAGS = ('default', 'allow', 'deny', 'pfxallow', 'pfxdeny')
+COMMAND_LINE = 'command line'
 
 
 class Rule:
     """One line of a rules file, or the default of the command line.
 
-    origin      str, where the rule stands, for the log: 'FILE:LINE' or 'command line'
+    origin      str, where the rule stands, for the log: 'FILE:LINE' or COMMAND_LINE
     tag         one of TAGS
     vnl         Vnl; of pfxdeny what the prefix would name if it were a VNL; else None
     prefix      str for the two prefix tags, else None
@@ -626,6 +770,7 @@ class Rules:
 
     default     Vnl or None, the network of a request without a VNL
     model       'permissive' (no file and no default), 'one network' (a default only) or 'file'
+    summary     str, how many rules there are, for people
     """
 
     def __init__(self, rules, configured, commands=False):
@@ -634,14 +779,26 @@ class Rules:
         self.rules = defaults + [rule for rule in rules if rule.tag != 'default']
         self.default = defaults[0].vnl if defaults else None
         self.model = 'file' if configured else 'one network' if defaults else 'permissive'
+        if self.model == 'permissive':
+            self.summary = 'no rules: everything %sis allowed' % (
+                '' if commands else 'that runs no program ')
+        elif self.model == 'one network':
+            self.summary = 'one network: ' + excerpt(self.default.text)
+        else:
+            self.summary = counted(sum(rule.origin != COMMAND_LINE for rule in rules), 'rule')
 
-    def judge(self, vnl):
-        """The reason (str) for which a VNL is allowed. Raises Failure EACCES when it is not."""
-        waiting = list(vnl.levels())
+    def judge(self, vnl, told=None):
+        """The reason (str) for which a VNL is allowed. Raises Failure EACCES when it is not.
+
+        told, a dict, gets the verdict (str) on each level (Vnl) that was judged until then.
+        """
+        waiting, told = list(vnl.levels()), {} if told is None else told
         if self.model == 'permissive':
             for level in waiting:
                 if level.command and not self.commands:
-                    raise no_permission(level, 'the option --allow-commands, or a rule for %s://')
+                    raise no_permission(
+                        [level], 'the option --allow-commands, or a rule for %s://', told)
+                told[level] = 'allowed: there are no rules'
             return 'everything is allowed'
         for rule in self.rules:
             for level in list(waiting):
@@ -652,20 +809,38 @@ class Rules:
                 else:
                     continue
                 if not rule.allows:
-                    raise Failure(errno.EACCES, printable(str(rule)))
-                waiting = [each for each in waiting
-                           if each not in decided or not rule.may_allow(each)]
+                    for each in decided:
+                        told.setdefault(each, 'refused by ' + printable(str(rule)))
+                    raise Failure(errno.EACCES, printable(str(rule)), REFUSED)
+                decided = [each for each in decided if each in waiting and rule.may_allow(each)]
+                told.update((each, 'allowed by ' + printable(str(rule))) for each in decided)
+                waiting = [each for each in waiting if each not in decided]
             if not waiting:
                 return printable(str(rule))
-        raise no_permission(waiting[0], 'a rule that names it, such as "pfxallow %s://"')
+        raise no_permission(waiting, 'a rule that names it, such as "pfxallow %s://"', told)
 
 
-def no_permission(level, remedy):
-    """The Failure for a level that nothing allows; remedy says what a program needs, with %s."""
-    text = 'no rule allows ' + printable(level.head)
-    if level.command:
-        text = '%s:// runs a program on this host; it needs ' % level.scheme + remedy % level.scheme
-    return Failure(errno.EACCES if level.ours else errno.EPROTONOSUPPORT, text)
+# All that a client may know of them.
+REFUSED = "refused by the rules; vdelxcd's log on the host names the rule"
+
+
+def no_permission(levels, remedy, told):
+    """The Failure for the first of the levels that nothing allows; told gets what is said of each.
+
+    remedy says what a program needs, with %s for the scheme.
+    """
+    for level in reversed(levels):
+        text = 'no rule allows ' + printable(level.head)
+        if level.command:
+            text = '%s:// runs a program on this host; it needs %s' % (
+                level.scheme, remedy % level.scheme)
+        told[level] = 'refused: ' + text
+    return Failure(errno.EACCES if level.ours else errno.EPROTONOSUPPORT, text, REFUSED)
+
+
+def counted(number, what):
+    """A number and what there is of it: '1 rule', '2 rules'."""
+    return '%d %s%s' % (number, what, '' if number == 1 else 's')
 
 
 def follow_alias(text):
@@ -677,19 +852,25 @@ def follow_alias(text):
     return text
 
 
-def read_rules(path, default, parse, commands=False):
+def read_rules(path, default, parse, commands=False, warnings=None):
     """Read the rules file and the default VNL of the command line; either may be None.
 
     parse makes a Vnl of a text. Returns (Rules, warnings); a warning is a str 'FILE:LINE: text'.
-    Raises Failure with all faults of the file, one a line.
+    Raises Failure with all faults, one a line; who gives the list of warnings has them then, too.
     """
-    first, last, rules, faults, warnings = [], [], [], [], []
+    first, last, rules, faults, lines, number = [], [], [], [], [], errno.EINVAL
+    warnings = [] if warnings is None else warnings
     if default is not None:
         try:
-            first.append(Rule('command line', 'default', parse(follow_alias(default))))
+            first.append(Rule(COMMAND_LINE, 'default', parse(follow_alias(default))))
         except (Failure, OSError) as error:
-            raise Failure(errno.EINVAL, '%s: %s' % (printable(default), why(error)))
-    for origin, tag, text in [] if path is None else read_lines(path):
+            faults.append('%s: %s' % (printable(default), why(error)))
+    try:
+        lines = read_lines(path) if path is not None else []
+    except Failure as error:
+        faults.append(str(error))
+        number = error.errno
+    for origin, tag, text in lines:
         try:
             if tag not in TAGS:
                 raise bad('%s: not a directive (%s)', printable(tag), ', '.join(TAGS))
@@ -709,7 +890,7 @@ def read_rules(path, default, parse, commands=False):
         except (Failure, OSError) as error:
             faults.append('%s: %s' % (origin, why(error)))
     if faults:
-        raise Failure(errno.EINVAL, '\n'.join(faults))
+        raise Failure(number, '\n'.join(faults))
     return Rules(first + last + rules, path is not None, commands), warnings
 
 
@@ -809,8 +990,7 @@ FATES = {
                   errno.ENOMEM: DROP, errno.EBADFD: END, errno.EBADF: END, None: DROP},
     'datagram': {errno.EAGAIN: DROP, errno.ENOBUFS: DROP, errno.ECONNREFUSED: DROP,
                  errno.EHOSTUNREACH: DROP, errno.ENETUNREACH: DROP, errno.ENETDOWN: DROP,
-                 errno.EPERM: DROP, errno.EMSGSIZE: DROP, errno.ENODEV: GONE, errno.EBADF: END,
-                 None: DROP},
+                 errno.EPERM: DROP, errno.EMSGSIZE: DROP, errno.EBADF: END, None: DROP},
     'local socket': {errno.EAGAIN: DROP, errno.ENOBUFS: DROP, errno.ENOMEM: DROP,
                      errno.EMSGSIZE: DROP, errno.EPIPE: GONE, errno.ENOTCONN: GONE,
                      errno.ECONNREFUSED: GONE, errno.ECONNRESET: GONE, errno.EBADF: END,
@@ -831,6 +1011,8 @@ class Plug:
     gap             bytes that recv() of a TAP leaves free before each frame; the relay sets it
     turns           frames or datagrams that recv() reads at most; the relay sets it
     mtu()           the largest MTU of the interface that the network carries in one piece
+    tend()          called beside the relay by its keeper: do what takes rights; the seconds until
+                    it is called again, or None. Raises PlugGone
 
     recv() and send() raise Ended or PlugGone. What the VNL of a scheme may say, on the class:
 
@@ -841,6 +1023,11 @@ class Plug:
     NESTS           does a VNL in braces follow?
     RAW             is everything after :// the address, quotes and all?
     COMMAND         does the host run a program for it? Then a rule must name the scheme
+    KEPT            may the network go and come back, or is there something to tidy up? Then a
+                    process that kept its rights waits beside the relay (see carry())
+    DESCRIPTORS     descriptors that the relay may have open at most
+    groups          what the relay has to be a member of (int) besides the group of its user
+    again           set by carry() when the network was there and went
     bare_option()   the option that a word without '=' is the value of, or None
     normal_address()  the address in its one canonical form; raises ValueError
     fill_in()       address and options with what is left out filled in
@@ -857,6 +1044,10 @@ class Plug:
     NESTS = False
     RAW = False
     COMMAND = False
+    KEPT = False
+    DESCRIPTORS = DESCRIPTORS_MAX
+    groups = ()
+    again = False
 
     headroom = 0
     gap = 0
@@ -905,6 +1096,9 @@ class Plug:
 
     def mtu(self):
         return MTU
+
+    def tend(self):
+        return None
 
     def lost(self, place, error, frames=1):
         """Look up what an OSError means at a place: raise Ended or PlugGone, or count frames."""
@@ -1294,7 +1488,8 @@ class IPv4:
     FAMILY, LEVEL, ANY = AF_INET, socket.IPPROTO_IP, '0.0.0.0'
     TTL, MULTICAST_TTL = socket.IP_TTL, socket.IP_MULTICAST_TTL
     MULTICAST_IF, MULTICAST_ALL = socket.IP_MULTICAST_IF, IP_MULTICAST_ALL
-    MULTICAST_LOOP, JOIN = socket.IP_MULTICAST_LOOP, socket.IP_ADD_MEMBERSHIP
+    MULTICAST_LOOP = socket.IP_MULTICAST_LOOP
+    JOIN, LEAVE = socket.IP_ADD_MEMBERSHIP, socket.IP_DROP_MEMBERSHIP
     MTU, MTU_DISCOVER, HEADERS = IP_MTU, IP_MTU_DISCOVER, 20 + 8    # bytes: IP and UDP headers
 
     @staticmethod
@@ -1319,7 +1514,8 @@ class IPv6:
     FAMILY, LEVEL, ANY = AF_INET6, socket.IPPROTO_IPV6, '::'
     TTL, MULTICAST_TTL = socket.IPV6_UNICAST_HOPS, socket.IPV6_MULTICAST_HOPS
     MULTICAST_IF, MULTICAST_ALL = socket.IPV6_MULTICAST_IF, IPV6_MULTICAST_ALL
-    MULTICAST_LOOP, JOIN = socket.IPV6_MULTICAST_LOOP, socket.IPV6_JOIN_GROUP
+    MULTICAST_LOOP = socket.IPV6_MULTICAST_LOOP
+    JOIN, LEAVE = socket.IPV6_JOIN_GROUP, socket.IPV6_LEAVE_GROUP
     MTU, MTU_DISCOVER, HEADERS = IPV6_MTU, IPV6_MTU_DISCOVER, 40 + 8
 
     @staticmethod
@@ -1374,7 +1570,8 @@ def interface_index(name):
     try:
         return socket.if_nametoindex(name) if name else 0
     except OSError:
-        raise Failure(errno.ENODEV, 'no interface %s on this host' % name)
+        text = 'no interface %s on this host' % name
+        raise Failure(errno.ENODEV, text, text)
 
 
 def open_udp(family, address, port, index, receive_buffer, reuse=False):
@@ -1464,7 +1661,8 @@ class Overlay(Plug):
 
     SHORTEST, LONGEST = headroom + ETHERNET_HEADER, headroom + FRAME_MAX    # bytes of a datagram
     SAME = headroom + 12        # bytes that are alike in all frames of a train: header and MACs
-    astray = False              # there was no route to the group, after we had joined
+    failed = 0                  # errno of the last run of frames, 0 when all went out
+    astray = False              # the group could not be reached, and we have not joined again
     LEARN_AGAIN = 1.0           # seconds; the same MAC and peer are learned this often
 
     @staticmethod
@@ -1497,6 +1695,7 @@ class Overlay(Plug):
         family, index = ip_family(group), interface_index(options.get('if'))
         self.header = VXLAN_HEADER.pack(VXLAN_FLAGS, int(options['vni']) << 8)
         self.everyone = family.socket_address(group, int(options['port']), index)
+        self.group, self.interface = group, options.get('if')
         self.index = index                  # of the interface, 0 for the routing's choice
         self.sender = None                  # the UdpPort that sends
         self.ports = {}                     # descriptor -> UdpPort
@@ -1507,7 +1706,7 @@ class Overlay(Plug):
             sentence = 'group %s: %s' % (group, why(error))
             if error.errno in (errno.ENODEV, errno.ENETUNREACH):
                 sentence += ' (no route to it: use if=, or "ip route add %s dev IFACE")' % group
-            raise Failure(error.errno, sentence)
+            raise Failure(error.errno, sentence, sentence)
         self.macs = MacTable(float(options['expiretime']))
         self.learn_again = min(self.LEARN_AGAIN, self.macs.expire / 2)
         self.burst = None
@@ -1600,17 +1799,41 @@ class Overlay(Plug):
                     last += ends[index] - start < length and startswith(target, start)
                     break
             peer = None if target[0] & 1 else self.macs.find(int.from_bytes(target, 'big'), now)
-            drops = self.drops
+            self.failed = 0
             self.sender.send(burst, first, last, peer or self.everyone, self)
-            if self.astray and not peer and drops == self.drops:
-                # The route is back; it may be by another interface, where we have not joined.
-                raise PlugGone(errno.ENETUNREACH, 'there was no route to the group for a while')
+            if not peer and (self.failed or self.astray):
+                self.look_for_group()
             first = last
 
     def lost(self, place, error, frames=1):
-        """As for every plug. With if=, the interface that we joined on is the same as before."""
-        self.astray |= error.errno == errno.ENETUNREACH and not self.index
+        """As for every plug; the errno is kept."""
+        self.failed = error.errno
         super().lost(place, error, frames)
+
+    def look_for_group(self):
+        """Frames to the group were the first that failed, or not the first, or no longer do.
+
+        An interface or a route that comes back may be another one, where we have not joined. (What
+        peers say can't bring us here: an address of theirs without a route is no error of ours.)
+        """
+        self.astray |= self.failed in (errno.ENODEV, errno.ENETUNREACH)
+        if not self.astray or self.failed == errno.ENETUNREACH:
+            return
+        family, old = ip_family(self.group), self.index
+        try:
+            self.index = interface_index(self.interface)
+            if self.index:
+                outgoing = family.outgoing(self.index)
+                self.sender.sock.setsockopt(family.LEVEL, family.MULTICAST_IF, outgoing)
+            try:
+                membership = family.membership(self.group, old)
+                self.heard.setsockopt(family.LEVEL, family.LEAVE, membership)
+            except OSError:                 # with the interface went the membership
+                pass
+            join_group(self.heard, family, self.group, self.index)
+            self.astray = False
+        except (OSError, Failure):          # not yet
+            pass
 
     def close(self):
         for port in self.ports.values():
@@ -1644,6 +1867,7 @@ class Vxvde(Overlay):
             own.setsockopt(family.LEVEL, family.MULTICAST_IF, family.outgoing(index))
         heard = open_udp(family, group, int(options['port']), index, receive_buffer, reuse=True)
         self.add_socket(heard)
+        self.heard = heard
         join_group(heard, family, group, index)
         self.own_port, self.family = own.getsockname()[1], family
         self.local = {}                     # address -> (is it ours, until when we believe it)
@@ -1686,8 +1910,8 @@ class Vxlan(Overlay):
     DEFAULTS = dict(Overlay.DEFAULTS, port='4789')
 
     def open_sockets(self, family, group, index, options):
-        sock = open_udp(family, family.ANY, int(options['port']), 0,
-                        options.get('rcvbuf', RECEIVE_BUFFER))
+        sock = self.heard = open_udp(family, family.ANY, int(options['port']), 0,
+                                     options.get('rcvbuf', RECEIVE_BUFFER))
         self.sender = self.add_socket(sock)
         set_reach(sock, family, int(options['ttl']))
         sock.setsockopt(family.LEVEL, family.MULTICAST_LOOP, 0)
@@ -1723,7 +1947,8 @@ class Udp(Plug):
             number, _, _, _, self.peer = socket.getaddrinfo(host, int(port), wanted,
                                                             SOCK_DGRAM)[0]
         except (OSError, UnicodeError) as error:
-            raise Failure(errno.EHOSTUNREACH, 'host %s: %s' % (printable(host), error))
+            text = 'host %s: %s' % (printable(host), error)
+            raise Failure(errno.EHOSTUNREACH, text, text)
         family = IPv6 if number == AF_INET6 else IPv4
         try:
             with socket.socket(number, SOCK_DGRAM) as probe:
@@ -1970,6 +2195,7 @@ class Vde(PathPlug, LocalSocket):
                'mode': mode_option}
     DEFAULTS = {'mode': '700'}
     IDENTITY = ('port', 'portgroup')
+    KEPT = True
     ANSWER_TIME = 3.0           # seconds that a switch has to let us in and to answer
 
     @staticmethod
@@ -2013,7 +2239,7 @@ class Vde(PathPlug, LocalSocket):
             # A switch names a socket beside its own; a false one could name any of this host, and
             # a link on the way may lead elsewhere since the rules had a look.
             place = os.path.realpath(os.path.dirname(os.fsdecode(answer)))
-            if place not in [dict(network)['address'] for network in vnl.networks]:
+            if place not in vnl.places:
                 raise Failure(errno.EPROTO, '%s: it names a socket elsewhere: %s' % (
                     doing, printable(os.fsdecode(answer))))
             data.connect(answer)
@@ -2138,17 +2364,18 @@ class Ptp(PathPlug, LocalSocket):
 
     Who comes first binds PATH and sends to PATH+, who comes second the other way round, both with
     datagrams. Newer programs wait at PATH with a SOCK_SEQPACKET socket instead: we connect to it.
-    That nobody is there yet is no error. When the other goes (of datagrams we notice when one is
-    refused) we leave the names to the next one, and join when it is there.
+    That nobody is there yet is no error: datagrams are connected when the other comes, by tend(),
+    for the relay may lack the rights. When it goes we leave the names to the next one, and join
+    when that is there.
     """
 
     WRITING = 'datagram'
     OPTIONS = {'group': group_number, 'mode': mode_option}
     DEFAULTS = {'mode': '700'}
+    KEPT = True
     ANSWER_TIME = 2.0           # seconds for the byte that says that we are accepted
     NAP = 0.0003                # seconds until a full receiver is tried again
     packets = False             # the other end spoke packets before it went (see carry())
-    met = False                 # there was another end: we wait for the next, and do not come first
 
     @staticmethod
     def normal_address(address, options):
@@ -2178,15 +2405,14 @@ class Ptp(PathPlug, LocalSocket):
         umask = os.umask(0o777 & ~int(options.get('mode', self.DEFAULTS['mode']), 8))
         try:
             for name, peer in names:
-                if self.met and remove_stale(peer, SOCK_DGRAM):
-                    continue
+                if self.again and remove_stale(peer, SOCK_DGRAM):
+                    continue                # we wait for the next one, and do not come first
                 if remove_stale(name, SOCK_DGRAM):
                     sock.bind(name)
                     self.name, self.peer = name, peer
-                    if 'group' in options:
-                        os.chown(name, -1, int(options['group']))
+                    rights.own(name, options.get('group'))
                     return sock
-            number = errno.ENOENT if self.met else errno.EADDRINUSE
+            number = errno.ENOENT if self.again else errno.EADDRINUSE
             raise OSError(number, os.strerror(number))
         except OSError as error:
             sock.close()
@@ -2197,15 +2423,17 @@ class Ptp(PathPlug, LocalSocket):
             os.umask(umask)
 
     def put_datagram(self, frame):
-        """Send a frame to the other end's name. Raises OSError, or PlugGone once it was there."""
+        """Send a frame to the other end. Raises OSError, or PlugGone once it was there."""
         try:
-            self.sock.sendto(frame, self.peer)
-            self.heard = True
-        except (FileNotFoundError, ConnectionRefusedError) as error:
-            if not self.heard:
+            self.sock.send(frame)
+        except OSError as error:
+            if error.errno not in (errno.ENOTCONN, errno.ECONNREFUSED):
                 raise
-            Ptp.met = True
-            raise PlugGone(error.errno, 'the other end is gone')
+            if self.heard:
+                raise PlugGone(error.errno, 'the other end is gone')
+            self.sock.connect(self.peer)
+            self.sock.send(frame)
+        self.heard = True
 
     def connect_packets(self, path):
         """The other dialect: connect, and wait for one byte, 0 or an errno.
@@ -2243,6 +2471,16 @@ class Ptp(PathPlug, LocalSocket):
         if self.fd >= 0 and self.name:
             remove_name(self.name)
         super().close()
+
+    def tend(self):
+        if not self.name:
+            return None
+        number = self.sock.connect_ex(self.peer)
+        if number == 0:
+            self.heard = True
+        elif self.heard and number in (errno.ENOENT, errno.ECONNREFUSED):
+            raise PlugGone(number, 'the other end is gone')
+        return 1.0 if self.heard else 0.2
 
 
 def remove_name(path):
@@ -2305,8 +2543,11 @@ class Port(Packets):
         self.fd, self.data, self.name, self.burst = -1, None, None, None
         self.backlog = []
 
-    def attach(self, directory, mode, group):
-        """Answer the request when it is complete. Raises OSError, ValueError for a bad one."""
+    def attach(self, directory, handle, mode, group):
+        """Answer the request when it is complete. Raises OSError, ValueError for a bad one.
+
+        handle is another path of the directory, which needs no rights to the directories above it.
+        """
         if len(self.request) < SWITCH_REQUEST.size + SOCKADDR_UN.size:
             return
         magic, version, _ = SWITCH_REQUEST.unpack(self.request[:SWITCH_REQUEST.size])
@@ -2315,18 +2556,20 @@ class Port(Packets):
         theirs = os.fsdecode(unpack_path(self.request[SWITCH_REQUEST.size:]))
         # The names that members use; any other socket of this host is not for a member to name.
         place, base = os.path.split(theirs)
-        if os.path.realpath(place) != os.path.realpath(directory) and not base.startswith('vde.'):
+        if os.path.realpath(place) == os.path.realpath(directory):
+            theirs = os.path.join(handle, base)
+        elif not base.startswith('vde.'):
             raise ValueError('a socket elsewhere')
         if not stat.S_ISSOCK(os.lstat(theirs).st_mode):
             raise ValueError('not a socket')
         self.data = socket.socket(AF_UNIX, SOCK_DGRAM)
         self.data.connect(theirs)
-        name = '%s/fd%d' % (directory, self.conn.fileno())
-        bind_with_mode(self.data, name, mode, group)
-        self.name = name
+        name = 'fd%d' % self.conn.fileno()
+        bind_with_mode(self.data, os.path.join(handle, name), mode, group)
+        self.name = os.path.join(handle, name)
         set_buffer(self.data, SO_SNDBUFFORCE, socket.SO_SNDBUF, SEND_BUFFER)
         super().__init__(self.data.fileno())
-        self.conn.send(pack_path(name), MSG_NOSIGNAL)
+        self.conn.send(pack_path(os.path.join(directory, name)), MSG_NOSIGNAL)
 
     def send(self, burst):
         view, backlog = burst.view, self.backlog
@@ -2386,13 +2629,16 @@ class Node(PathPlug, Plug):
     The first to ask for a path is the node: it makes the directory, listens at PATH/ctl and serves
     the protocol of Vde, so that every VDE program joins with vde://PATH. Whoever asks for the same
     path later joins with Vde as well, and when the node goes, one of them is the next. The node
-    holds a lock (flock) on the directory; that settles who.
+    holds a lock (flock) on the directory; that settles who. The directory belongs to the user that
+    relays become.
     """
 
     OPTIONS = {'mode': mode_option, 'dirmode': mode_option, 'grp': group_number,
                'hashsize': number(1, 1 << 24), 'hashseed': word, 'expiretime': number(1, 1 << 31)}
     DEFAULTS = {'mode': '600', 'hashsize': '256', 'expiretime': '120'}
+    KEPT = True
     PORTS_MAX = 250
+    DESCRIPTORS = DESCRIPTORS_MAX + 2 * PORTS_MAX
     TRIES = 20
 
     @staticmethod
@@ -2407,8 +2653,7 @@ class Node(PathPlug, Plug):
                 return cls(path, dict(cls.DEFAULTS, **vnl.options))
             except Living:
                 try:
-                    return Vde(Vnl('vde', path, {}, None, 'vde://' + path,
-                                   network=vnl.network), who)
+                    return Vde(Vnl('vde', path, {}, None, 'vde://' + path, places=vnl.places), who)
                 except Failure as error:
                     if error.errno == errno.ETIMEDOUT:
                         raise
@@ -2420,15 +2665,18 @@ class Node(PathPlug, Plug):
 
     def __init__(self, path, options):
         self.mode, self.group = int(options['mode'], 8), options.get('grp')
+        self.groups = () if self.group is None else (int(self.group),)
         directory_mode = int(options['dirmode'], 8) if 'dirmode' in options else (
             0o2000 | self.mode | (self.mode & 0o444) >> 2)
         pack_path(path + '/fd99999')
         self.path, self.listener = path, None
         self.conns, self.ports = {}, {}     # descriptor of the connection, of the data -> Port
         self.directory = self.lock_directory(path, directory_mode)
+        self.handle = '/proc/self/fd/%d' % self.directory
         self.listener = socket.socket(AF_UNIX, SOCK_STREAM)
         try:
-            bind_with_mode(self.listener, path + '/ctl', self.mode, self.group)
+            bind_with_mode(self.listener, path + '/ctl', self.mode)
+            rights.own(path + '/ctl', self.group)       # programs let who has it reach them
             self.listener.listen(socket.SOMAXCONN)
             self.listener.setblocking(False)
         except OSError:
@@ -2454,18 +2702,17 @@ class Node(PathPlug, Plug):
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if identity_of(path) != (os.fstat(fd).st_dev, os.fstat(fd).st_ino):
                 raise Living                # the last node removed it meanwhile: try again
-            if made:
-                os.fchmod(fd, mode)
-                if self.group is not None:
-                    os.fchown(fd, -1, int(self.group))
             names = os.listdir(fd)
-            if not made and (os.fstat(fd).st_uid != os.geteuid() or not all(
+            if not made and (os.fstat(fd).st_uid not in (os.geteuid(), rights.uid) or not all(
                     name == 'ctl' or name.startswith(('fd', '.')) for name in names)):
                 raise OSError(errno.EEXIST, 'exists and is not a node\'s directory')
             for name in sorted(names):
                 if not remove_stale('%s/%s' % (path, name), SOCK_STREAM if name == 'ctl'
                                     else SOCK_DGRAM) and name == 'ctl':
                     raise Living
+            rights.own(fd, self.group)
+            if made:
+                os.fchmod(fd, mode)
             return fd
         except BlockingIOError:
             os.close(fd)
@@ -2519,7 +2766,7 @@ class Node(PathPlug, Plug):
                 self.remove(port)
             elif port.data is None:
                 port.request += data
-                port.attach(self.path, self.mode, self.group)
+                port.attach(self.path, self.handle, self.mode, self.group)
                 if port.data:
                     self.ports[port.fd] = port
                     self.changed = True
@@ -2567,11 +2814,13 @@ class Node(PathPlug, Plug):
             self.remove(port)
         self.listener.close()
         self.listener = None
-        for remove, path in (os.unlink, self.path + '/ctl'), (os.rmdir, self.path):
-            try:
-                remove(path)
-            except OSError:
-                pass
+        try:
+            for name in os.listdir(self.directory):     # also the relay's ports
+                if name == 'ctl' or name.startswith('fd'):
+                    os.unlink(name, dir_fd=self.directory)
+            os.rmdir(self.path)
+        except OSError:
+            pass
         os.close(self.directory)
 
     def hung_up(self, fd):
@@ -2721,7 +2970,7 @@ class Vlan(Plug):
         return cls(vnl, open_plug(vnl.nested, who))
 
     def __init__(self, vnl, inner):
-        self.inner = inner
+        self.inner, self.groups = inner, inner.groups
         self.headroom = inner.headroom + TAG_SIZE
         self.tag = TAG_QINQ if 'qinq' in vnl.options else TAG
         self.trunk = 'trunk' in vnl.options
@@ -2793,6 +3042,9 @@ class Vlan(Plug):
     def mtu(self):
         return self.inner.mtu() - TAG_SIZE
 
+    def tend(self):
+        return self.inner.tend()
+
 
 def spread(burst, gap):
     """A copy of a burst with gap free bytes before each frame."""
@@ -2854,7 +3106,7 @@ class Command(Plug):
     a process group of its own, which ends with the interface, and the interface with the program.
     """
 
-    RAW = COMMAND = True
+    RAW = COMMAND = KEPT = True
     headroom = STREAM_LENGTH.size
     START_TIME = 0.25           # seconds in which a program that can't start has usually ended
     END_TIME = 0.5              # seconds that its process group has to end by itself
@@ -3104,19 +3356,25 @@ def watch(poller, watched, wanted):
     return wanted
 
 
-def relay(tap, plug):
-    """Carry bursts between two plugs, both ways, until one of them raises Ended or PlugGone."""
+def relay(tap, plug, control=None):
+    """Carry bursts between two plugs, both ways, until one of them raises Ended or PlugGone.
+
+    What is asked of the session meanwhile is answered by its Control.
+    """
+    control = control or Control()
+    control.tap, control.plug = tap, plug
     tap.gap, plug.gap = plug.headroom, tap.headroom
     plug.changed = True
     routes, watched = {}, {}
+    ways = (tap, plug, control.outward), (plug, tap, control.inward), (control, control, [0, 0])
     with select.epoll() as poller:
         poll = poller.poll
         while True:
-            if plug.changed:
-                plug.changed = False
-                routes = {fd: (source, source.recv, sink.send)
-                          for source, sink in ((tap, plug), (plug, tap)) for fd in source.fds()}
-                watched = watch(poller, watched, {**tap.fds(), **plug.fds()})
+            if plug.changed or control.changed:
+                plug.changed = control.changed = False
+                routes = {fd: (source, source.recv, sink.send, tally)
+                          for source, sink, tally in ways for fd in source.fds()}
+                watched = watch(poller, watched, {**tap.fds(), **plug.fds(), **control.fds()})
             # Who slept is woken by one frame, as a rule: it is taken alone and sent on before the
             # next look (ping p50 is 10 % lower than with a second read that finds nothing).
             ready = poll(0)
@@ -3124,14 +3382,161 @@ def relay(tap, plug):
             for fd, events in ready or poll():
                 if fd not in routes:
                     continue
-                source, recv, send = routes[fd]
+                source, recv, send, tally = routes[fd]
                 burst = recv(fd)
                 if burst.starts:
+                    tally[0] += len(burst.starts)
+                    tally[1] += sum(burst.ends) - sum(burst.starts)
+                    if control.captures:
+                        control.capture(burst)
                     send(burst)
                 elif events & HANG_UP:
                     source.hung_up(fd)
-                if plug.changed:
+                if plug.changed or control.changed:
                     break                   # a closed descriptor's number may be used again
+
+
+class Control:
+    """What can be asked of a session: an abstract UNIX socket, @vdelxcd/PID-RANDOM, with packets.
+
+    Root may ask, and the user that the daemon runs as. 'status' is answered with key=value texts
+    and NULs between them; 'close' ends the session; on 'capture' the frames follow as records of
+    pcap, several in a packet, until the connection ends: where it is full they are left out, and
+    the relay goes on.
+
+    inward, outward     [frames, bytes] that came from the network, and from the interface
+    facts               dict of str, what the session knows of itself
+    lifeline            the socket whose end is ours (see Session), or None
+    """
+
+    NAME = '\0vdelxcd/'
+    CONNECTIONS_MAX = 16
+    PACKET_MAX = 64 << 10       # bytes; half of what a socket takes by default
+
+    def __init__(self, facts=None):
+        self.inward, self.outward, self.facts = [0, 0], [0, 0], facts
+        self.conns, self.captures, self.left_out = {}, [], 0
+        self.tap = self.plug = self.lifeline = self.listener = None
+        self.changed = False
+        if facts is None:
+            return
+        self.users = 0, os.geteuid()
+        self.listener = socket.socket(AF_UNIX, SOCK_SEQPACKET)
+        # The random part keeps others from taking the name before us.
+        self.listener.bind('%s%d-%s' % (self.NAME, os.getpid(), os.urandom(8).hex()))
+        self.listener.listen(self.CONNECTIONS_MAX)
+        self.listener.setblocking(False)
+
+    def fds(self):
+        """Dict: descriptor -> epoll events to wait for."""
+        wanted = {sock.fileno(): select.EPOLLIN for sock in self.conns.values()}
+        for sock in self.listener, self.lifeline:
+            if sock:
+                wanted[sock.fileno()] = select.EPOLLIN
+        return wanted
+
+    def recv(self, fd):
+        """Accept, or answer; never a frame. Raises Ended."""
+        if self.listener and fd == self.listener.fileno():
+            self.accept()
+        elif fd in self.conns:
+            try:
+                request = self.conns[fd].recv(100)
+            except BlockingIOError:
+                return EMPTY
+            except OSError:
+                request = b''
+            if not request or not self.answer(self.conns[fd], request):
+                self.hang_up(fd)
+        return EMPTY
+
+    def send(self, burst):
+        """There is never a frame to send."""
+
+    def hung_up(self, fd):
+        """Somebody left; the keeper, or who asked."""
+        if self.lifeline and fd == self.lifeline.fileno():
+            raise Ended('its keeper is gone')
+        if fd in self.conns:                # else recv() was done with it already
+            self.hang_up(fd)
+
+    def accept(self):
+        """Somebody wants to ask; let him in if he may."""
+        try:
+            conn = self.listener.accept()[0]
+        except OSError:
+            return
+        uid = UCRED.unpack(conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))[1]
+        if uid not in self.users or len(self.conns) >= self.CONNECTIONS_MAX:
+            conn.close()
+            return
+        conn.setblocking(False)
+        self.conns[conn.fileno()] = conn
+        self.changed = True
+
+    def hang_up(self, fd):
+        """Be done with a connection."""
+        conn = self.conns.pop(fd)
+        if conn in self.captures:
+            self.captures.remove(conn)
+        conn.close()
+        self.changed = True
+
+    def answer(self, conn, request):
+        """Do what one packet asks for; False when that can't be. Raises Ended."""
+        if request == b'close':
+            raise Ended('closed by request')
+        if request == b'capture' and self.tap and conn not in self.captures:
+            set_buffer(conn, SO_SNDBUFFORCE, socket.SO_SNDBUF, SEND_BUFFER)
+            self.captures.append(conn)
+            return True
+        if request != b'status':
+            return False
+        try:
+            conn.send('\0'.join('%s=%s' % pair for pair in self.status().items()).encode(),
+                      MSG_NOSIGNAL)
+            return True
+        except OSError:
+            return False
+
+    def status(self):
+        """Dict of what is asked for by 'status'."""
+        drops = [drops_of(each) if each else 0 for each in (self.tap, self.plug)]
+        try:
+            name = IFREQ.unpack(fcntl.ioctl(self.tap.fd, TUNGETIFF, bytes(IFREQ.size)))[0]
+            self.facts['interface'] = printable(os.fsdecode(name.rstrip(b'\0')))
+        except (AttributeError, OSError):
+            pass                            # no relay; or no interface any more
+        return dict(self.facts, state='up' if self.tap else 'waiting',
+                    in_frames=self.inward[0], in_bytes=self.inward[1], in_drops=drops[0],
+                    out_frames=self.outward[0], out_bytes=self.outward[1], out_drops=drops[1],
+                    left_out=self.left_out)
+
+    def capture(self, burst):
+        """Give frames to those who want to see them."""
+        now = time.time()
+        seconds, micros = int(now), int(now % 1 * 1000000)
+        view, packets, pieces, size = burst.view, [], [], 0
+        for start, end in zip(burst.starts, burst.ends):
+            if size + end - start > self.PACKET_MAX:
+                packets.append(pieces)
+                pieces, size = [], 0
+            pieces += [PCAP_RECORD.pack(seconds, micros, end - start, end - start), view[start:end]]
+            size += end - start + PCAP_RECORD.size
+        for pieces in packets + [pieces]:
+            for conn in list(self.captures):
+                try:
+                    conn.sendmsg(pieces, (), MSG_NOSIGNAL)
+                except BlockingIOError:
+                    self.left_out += len(pieces) // 2
+                except OSError:
+                    self.hang_up(conn.fileno())
+
+
+def drops_of(plug):
+    """The frames that a plug, and those inside it, dropped."""
+    inner = getattr(plug, 'inner', None)
+    return plug.drops + (drops_of(inner) if inner else 0)
 
 
 # ==================================================================================================
@@ -3216,13 +3621,13 @@ def choose_network(text, rules):
     if not text:
         if rules.default is None:
             raise Failure(errno.ENOENT, 'no VNL, and there is no default')
-        return rules.default
+        return read_vnl(rules.default.text)     # links may lead elsewhere than at the start
     vnl = read_vnl(text)
     rules.judge(vnl)
     return vnl
 
 
-ABILITIES = {'version': VERSION, 'offload': 1, 'mtu': 1}       # what a greeting is answered with
+ABILITIES = {'version': VERSION, 'offload': 1, 'mtu': 1, 'reason': 1}  # the answer to a greeting
 
 
 def reply(conn, number, **keys):
@@ -3239,95 +3644,364 @@ def reply(conn, number, **keys):
         return False
 
 
+def reason_for(error, asked):
+    """What the client that asked for this VNL may read about a Failure; '' when that is nothing.
+
+    Without a VNL of its own, the failure is about a network that it need not know.
+    """
+    told = error.told or (error.errno == errno.EACCES and 'the daemon may not open it') or ''
+    return told[:LOG_VNL_MAX].encode('ascii', 'replace').decode() if asked else ''
+
+
 # ==================================================================================================
 # Sessions
 # ==================================================================================================
+#
+# Two processes, one after the other. The first reads what the client asks for and judges it, and
+# ends there: hear_client(). The second is forked from the untouched server, opens the network,
+# gives up its rights and relays: serve_interface(); it never sees what the client wrote, and costs
+# 200 kB less memory than one that did all of it. The server stands between them: it grants or
+# refuses the second one by its quotas, and never holds a descriptor that came from a container.
 
-def session(conn, link, rules):
-    """One interface from the request to its end, in a process of its own.
+class Order:
+    """What a relay needs to know of a request that was granted.
 
-    One byte on link tells the server that the hand-over is over.
+    name        str, of the TAP
+    who         str, name and peer's pid, uid and gid, printable
+    asked       str, the VNL as the client gave it, fit for the log
+    container   str, what quotas count it by; see container_of()
+    keys        those of the client's keys that ask for something; of any mapping only the names
+    vnl         Vnl, allowed by the rules; of a Vnl that was packed only what plugs need is there
     """
+
+    def __init__(self, name, who, asked, container, keys, vnl):
+        self.name, self.who, self.asked, self.container = name, who, asked, container
+        self.keys, self.vnl = keys, vnl
+
+    def pack(self):
+        """All of it as bytes: texts with NULs between them; each level of the VNL has five."""
+        keys = [key for key in ABILITIES if key in self.keys]
+        texts = [self.name, self.who, self.asked, self.container, ' '.join(keys)]
+        for level in self.vnl.levels():
+            texts += [level.scheme, level.address, level.head, '\n'.join(
+                name if value is None else '%s=%s' % (name, value)
+                for name, value in level.options.items()), '\n'.join(level.places)]
+        return os.fsencode('\0'.join(texts))
+
+    @classmethod
+    def unpack(cls, data):
+        """The Order that was packed."""
+        name, who, asked, container, keys, *levels = os.fsdecode(data).split('\0')
+        vnl = None
+        while levels:
+            scheme, address, head, fields, places = levels[-5:]
+            del levels[-5:]
+            options = {}
+            for field in filter(None, fields.split('\n')):
+                option, equals, value = field.partition('=')
+                options[option] = value if equals else None
+            vnl = Vnl(scheme, address, options, vnl, head, places=places.split('\n'))
+        return cls(name, who, asked, container, keys.split(), vnl)
+
+
+def hear_client(conn, link, rules):
+    """Read and judge a request, and pass it on to a relay process if the server grants one.
+
+    link leads to the server, then to the relay; packets of: the container (to the server); the
+    verdict, b'+' or a refusal (from either); the Order with TAP and connection (to the relay).
+    """
+    fd, keys, asked, who = None, {}, 'an unread request', 'somebody'
     try:
-        asked = 'an unread request'
-        who = 'pid %d uid %d gid %d' % UCRED.unpack(
+        pid, uid, gid = UCRED.unpack(
             conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
-        fd = None
+        who = 'pid %d uid %d gid %d' % (pid, uid, gid)
         text, fd, keys = receive_request(conn, time.monotonic() + HAND_OVER_TIME)
         if fd is None:
             reply(conn, 0, **ABILITIES)
             return
         asked = excerpt(text)
-        offload = keys.get('offload') == '1'
-        name = check_tap(fd, offload)
-        tap = OffloadTap(fd, name) if offload else Tap(fd, name)
-        who = '%s, %s' % (printable(tap.name), who)
+        if keys.get('offload') != '1':
+            keys.pop('offload', None)
+        name = check_tap(fd, 'offload' in keys)
+        who = '%s, %s' % (printable(name), who)
         vnl = choose_network(text, rules)
-        plug = open_plug(vnl, 'vdelxcd ' + who)
+        try:
+            container = container_of(fd, uid)
+            link.send(container.encode())
+            verdict = link.recv(LOG_LINE_MAX)
+            if verdict == b'+':
+                descriptors = array('i', [fd, conn.fileno()])
+                link.sendmsg([Order(name, who, asked, container, keys, vnl).pack()],
+                             [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)])
+        except OSError as error:
+            raise Failure(errno.EAGAIN, 'the daemon ended meanwhile: ' + why(error))
+        if verdict != b'+':
+            number, _, reason = (verdict or b'11 the daemon ended meanwhile').partition(b' ')
+            raise Failure(int(number), reason.decode())
     except Failure as error:
         if fd is not None:
             os.close(fd)                # the client's next try may want the same name
-        what = 'permission denied' if error.errno == errno.EACCES else 'failed'
-        line = 'open interface %s: %s (%s): %s' % (what, asked, who, error)
-        if error.errno == errno.EPIPE:      # a client that found no TAP says nothing: no trouble
-            log.detail(line)
-        else:
-            log.line(LOG_NOTICE, line)
-        reply(conn, error.errno)
+        refuse(conn, error, asked, who, keys)
         return
-    name_process('vdelxcd:' + tap.name)
-    if reply(conn, 0, **({'mtu': plug.mtu()} if 'mtu' in keys else {})):
-        conn.close()
-        link.send(b'+')
-        link.close()
-        log.detail('open interface: %s (%s)' % (excerpt(vnl.text), who))
-        try:
-            carry(tap, plug, vnl, who)
-        except Ended as error:
-            log.detail('close interface: %s (%s: %s)' % (excerpt(vnl.text), who, error))
-    else:
-        plug.close()
+    os.close(fd)                        # before the link: its end says that the relay alone has it
 
 
-def carry(tap, plug, vnl, who):
-    """Relay until Ended is raised; when the network goes, wait for it without a carrier."""
-    try:
-        while True:
-            try:
-                relay(tap, plug)
-            except PlugGone as error:
-                log.line(LOG_WARNING, 'network gone: %s (%s: %s)' % (
-                    excerpt(vnl.text), who, printable(str(error))))
-            plug.close()
-            tap.set_carrier(False)
-            plug = open_again(tap, vnl, who)
-            tap.set_carrier(True)
-            log.line(LOG_NOTICE, 'network back: %s (%s)' % (excerpt(vnl.text), who))
-    finally:
-        plug.close()
-        tap.close()
+def container_of(fd, uid):
+    """What quotas count by: the network namespace of a TAP, as /proc shows it, or the peer's uid.
 
-
-def open_again(tap, vnl, who):
-    """Open a network that went away, as soon as that is possible. Raises Ended with the interface.
-
-    The longest wait keeps the promise that traffic is back within 6 s of the network's return, even
-    when one attempt met a switch that said nothing (Vde.ANSWER_TIME); the random part keeps many
-    sessions from coming back at the same moment.
+    To learn the namespace takes CAP_NET_ADMIN over it (and Linux 5.5).
     """
-    wait = FIRST_WAIT
-    poller = select.poll()
-    poller.register(tap.fd, select.POLLIN)
-    while True:
-        deadline = time.monotonic() + wait * (0.75 + os.urandom(1)[0] / 512)
-        while time.monotonic() < deadline:
-            for _, events in poller.poll(max(deadline - time.monotonic(), 0) * 1000):
-                if not tap.recv(tap.fd).starts and events & ~select.POLLIN:
-                    tap.hung_up(tap.fd)
+    try:
+        namespace = fcntl.ioctl(fd, TUNGETDEVNETNS, 0)
+    except OSError:
+        return 'uid %d' % uid
+    try:
+        return 'net:[%d]' % os.fstat(namespace).st_ino
+    finally:
+        os.close(namespace)
+
+
+def refuse(conn, error, asked, who, keys):
+    """Log and answer a request that failed with a Failure; without a sentence it was logged."""
+    what = 'permission denied' if error.errno == errno.EACCES else 'failed'
+    line = 'open interface %s: %s (%s): %s' % (what, asked, who, error)
+    if error.errno == errno.EPIPE:      # a client that found no TAP says nothing: no trouble
+        log.detail(line)
+    elif str(error):
+        log.line(LOG_NOTICE, line)
+    reply(conn, error.errno, **({'reason': reason_for(error, asked)} if 'reason' in keys else {}))
+
+
+def serve_interface(link, done, place):
+    """One interface from its opening to its end. One byte on done says that it is open.
+
+    place is the path of the daemon's socket.
+    """
+    link.send(b'+')
+    data, ancillary, _, _ = link.recvmsg(1 << 16, socket.CMSG_SPACE(2 * INT.size),
+                                         MSG_CMSG_CLOEXEC)
+    if not ancillary:
+        return
+    fds = array('i')
+    fds.frombytes(ancillary[0][2])
+    conn = socket.socket(AF_UNIX, SOCK_STREAM, 0, fds[1])
+    link.recv(1)                        # waits for the end of hear_client()
+    link.close()
+    order = Order.unpack(data)
+    vnl, who = order.vnl, order.who
+    plug, levels = None, [PLUGS.get(level.scheme, Bridge) for level in vnl.levels()]
+    try:
+        tap = (OffloadTap if 'offload' in order.keys else Tap)(fds[0], order.name)
+        plug = open_plug(vnl, 'vdelxcd ' + who)
+        name_process('vdelxcd:' + order.name)
+        session = Session(tap, plug, vnl, who, max(level.DESCRIPTORS for level in levels))
+        session.control = make_control(dict(
+            zip(('client', 'uid', 'gid'), who.split(', ')[-1].split()[1::2]), pid=os.getpid(),
+            interface=order.name, vnl=excerpt(vnl.text), container=order.container,
+            since=int(time.time()), daemon=printable(place)))
+        if any(level.KEPT for level in levels):
+            session.fork()
+        else:
+            session.give_up_rights()
+    except Failure as error:
+        if plug:
+            plug.close()
+        os.close(fds[0])
+        refuse(conn, error, order.asked, who, order.keys)
+        return
+    if reply(conn, 0, **({'mtu': plug.mtu()} if 'mtu' in order.keys else {})):
+        conn.close()
+        done.send(b'+')
+        done.close()
+        log.detail('open interface: %s (%s)' % (excerpt(vnl.text), who))
+        session.carry()
+    else:
+        session.close()
+
+
+def make_control(facts):
+    """The Control of a session; one that can't be asked anything where a socket can't be had."""
+    try:
+        return Control(facts)
+    except OSError as error:
+        log.line(LOG_WARNING, 'session %d can not be asked: %s' % (os.getpid(), why(error)))
+        return Control()
+
+
+TALLIES = struct.Struct('=4Q')          # what a relay counted, for its keeper
+
+
+class Session:
+    """A TAP and the plug of its network, relayed until either goes.
+
+    Where the network may come back, or something must be tidied up at the end, the relay is a child
+    without rights, and this process its keeper: it waits for the child's end, and opens the network
+    again when that is why.
+
+    descriptors     how many the relay may have
+    child           pid of the relay, or None when we are it
+    lifeline        a socket that hangs up when the other of relay and keeper has ended
+    """
+
+    GONE = 3                            # exit status of a relay whose network went
+
+    def __init__(self, tap, plug, vnl, who, descriptors):
+        self.tap, self.plug, self.vnl, self.who = tap, plug, vnl, who
+        self.descriptors = descriptors
+        self.child = self.lifeline = None
+        self.control = Control()
+
+    def give_up_rights(self):
+        """Become the user that relays are. Raises Failure."""
         try:
-            return open_plug(vnl, 'vdelxcd ' + who)
-        except Failure:
-            wait = min(wait * 2, LONGEST_WAIT)
+            rights.give_up(self.descriptors, self.plug.groups)
+        except OSError as error:
+            raise Failure(error.errno, 'giving up rights: ' + why(error))
+
+    def fork(self):
+        """Start the relay in a child. Raises Failure."""
+        try:
+            self.lifeline, theirs = socket.socketpair()
+            self.child = os.fork()
+        except OSError as error:
+            raise Failure(error.errno, 'fork: ' + why(error))
+        if self.child:
+            theirs.close()
+            return
+        status = 1
+        try:
+            self.lifeline.close()
+            self.give_up_rights()
+            self.control.lifeline = theirs
+            status = self.relay()
+            try:
+                theirs.send(TALLIES.pack(*self.control.inward + self.control.outward))
+            except OSError:
+                pass                        # the keeper is gone
+        except Ended:
+            status = 0
+        except Failure as error:
+            log.line(LOG_ERR, '%s (%s)' % (error, self.who))
+        except Exception as error:
+            log.line(LOG_ERR, 'relay: internal error: ' + printable(repr(error)))
+        finally:
+            os._exit(status)
+
+    def relay(self):
+        """Relay to the end; the exit status that tells why."""
+        text = '%s (%s' % (excerpt(self.vnl.text), self.who)
+        try:
+            relay(self.tap, self.plug, self.control)
+        except Ended as error:
+            log.detail('close interface: %s: %s)' % (text, error))
+            return 0
+        except PlugGone as error:
+            log.line(LOG_WARNING, 'network gone: %s: %s)' % (text, printable(str(error))))
+            return self.GONE
+
+    def carry(self):
+        """Until the interface ends: relay, or keep the relay, and open the network again."""
+        try:
+            if not self.child:
+                self.relay()
+                return
+            while self.child_status() == self.GONE:
+                self.plug.close()
+                Plug.again = True
+                self.tap.set_carrier(False)
+                self.come_back()
+                self.tap.set_carrier(True)
+                log.line(LOG_NOTICE, 'network back: %s (%s)' % (excerpt(self.vnl.text), self.who))
+        except Ended as error:
+            log.detail('close interface: %s (%s: %s)' % (excerpt(self.vnl.text), self.who, error))
+        finally:
+            self.close()
+
+    def child_status(self):
+        """Wait for the relay's end, and tend the plug; the exit status.
+
+        Raises Ended when a signal ended it.
+        """
+        poller = select.poll()
+        poller.register(self.lifeline, select.POLLIN)
+        try:
+            wait = self.plug.tend()
+            while not poller.poll(None if wait is None else wait * 1000):
+                wait = self.plug.tend()
+        except PlugGone as error:
+            log.line(LOG_WARNING, 'network gone: %s (%s: %s)' % (
+                excerpt(self.vnl.text), self.who, error))
+            self.end_relay()
+            return self.GONE
+        self.take_tallies()
+        status = os.waitpid(self.child, 0)[1]
+        self.child = None
+        self.lifeline.close()
+        if os.WIFSIGNALED(status):
+            raise Ended('the relay was ended by signal %d' % os.WTERMSIG(status))
+        return os.WEXITSTATUS(status)
+
+    def take_tallies(self):
+        """What the relay counted counts on in the next one."""
+        try:
+            numbers = TALLIES.unpack(self.lifeline.recv(TALLIES.size, MSG_DONTWAIT))
+            self.control.inward, self.control.outward = list(numbers[:2]), list(numbers[2:])
+        except (OSError, struct.error):     # it was killed
+            pass
+
+    def come_back(self):
+        """Open a network that went away as soon as that is possible; Ended when the TAP goes first.
+
+        The longest wait keeps the promise that traffic is back within 6 s of the network's return,
+        even when one attempt met a switch that said nothing (Vde.ANSWER_TIME); the random part
+        keeps many sessions from coming back at the same moment.
+        """
+        wait = FIRST_WAIT
+        while True:
+            self.wait(time.monotonic() + wait * (0.75 + os.urandom(1)[0] / 512))
+            try:
+                self.plug = open_plug(self.vnl, 'vdelxcd ' + self.who)
+                self.fork()
+                return
+            except Failure:
+                self.plug.close()
+                wait = min(wait * 2, LONGEST_WAIT)
+
+    def wait(self, deadline):
+        """Throw away what comes from the interface, and answer who asks. Raises Ended."""
+        sources, poller = (self.tap, self.control), select.poll()
+        self.control.changed, watched = True, []
+        while time.monotonic() < deadline:
+            if self.control.changed:
+                self.control.changed = False
+                for fd in watched:
+                    poller.unregister(fd)
+                routes = {fd: each for each in sources for fd in each.fds()}
+                watched = list(routes)
+                for fd in routes:
+                    poller.register(fd, select.POLLIN)
+            for fd, events in poller.poll(max(deadline - time.monotonic(), 0) * 1000):
+                if not routes[fd].recv(fd).starts and events & ~select.POLLIN:
+                    routes[fd].hung_up(fd)
+                if self.control.changed:
+                    break
+
+    def close(self):
+        """End the relay, leave the network, and let the interface go."""
+        self.end_relay()
+        self.plug.close()
+        self.tap.close()
+
+    def end_relay(self):
+        """End the relay, if there is one: it has nothing to tidy up."""
+        try:
+            # Only a child that was not waited for still has its pid for sure.
+            if self.child and os.waitpid(self.child, os.WNOHANG)[0] == 0:
+                os.kill(self.child, signal.SIGKILL)
+                os.waitpid(self.child, 0)
+        except ChildProcessError:
+            pass
+        self.child = None
 
 
 def name_process(name):
@@ -3340,15 +4014,241 @@ def name_process(name):
 
 
 # ==================================================================================================
+# Asking sessions
+# ==================================================================================================
+#
+# No file says which sessions there are: each answers on a socket of its own (see Control), whose
+# names the kernel lists. What a session says of itself is believed as far as its user is trusted:
+# the kernel tells pid and user of who listens there.
+
+ASK_TIME = 1.0                              # seconds that all sessions together have to answer
+
+
+class Asked:
+    """A session of this host, in our network namespace, and what it answered.
+
+    name        bytes, of its socket
+    sock        connected to it
+    pid, uid    of the process that listens there, as the kernel has it
+    facts       dict of str (see Control.status()); None when it did not answer in time
+    """
+
+    def __init__(self, name):
+        self.name, self.facts = name, None
+        self.sock = socket.socket(AF_UNIX, SOCK_SEQPACKET)
+        try:
+            self.sock.setblocking(False)
+            self.sock.connect(name)
+            self.pid, self.uid, _ = UCRED.unpack(self.sock.getsockopt(
+                socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
+            self.sock.send(b'status', MSG_NOSIGNAL)
+        except OSError:
+            self.sock.close()
+            raise
+
+    def hear(self):
+        """Take the answer; False when the session is gone, or does not talk to us."""
+        try:
+            data = self.sock.recv(65536)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        text = ''.join(c if ' ' <= c <= '~' or c == '\0' else '?' for c in os.fsdecode(data))
+        fields = (field.partition('=') for field in text.split('\0'))
+        self.facts = {name: value for name, _, value in fields}
+        return bool(data)
+
+
+def ask_sessions():
+    """Ask all sessions for their status: a list of Asked, by pid. Raises OSError.
+
+    Those that may not be asked, since they belong to other users, are not in it.
+    """
+    found, poller = {}, select.poll()
+    with open('/proc/net/unix', errors='replace') as table:
+        lines = [line.split() for line in table if '@' + Control.NAME[1:] in line]
+    for line in lines:
+        try:
+            if line[3] != '00010000':       # __SO_ACCEPTCON: a listener, no connection to one
+                continue
+            asked = Asked(b'\0' + os.fsencode(line[-1][1:]))
+        except (OSError, IndexError):
+            continue                        # gone meanwhile
+        found[asked.sock.fileno()] = asked
+        poller.register(asked.sock, select.POLLIN)
+    waiting, deadline = set(found), time.monotonic() + ASK_TIME
+    while waiting and time.monotonic() < deadline:
+        for fd, _ in poller.poll(max(deadline - time.monotonic(), 0) * 1000):
+            poller.unregister(fd)
+            waiting.discard(fd)
+            if not found[fd].hear():
+                found.pop(fd).sock.close()
+    return sorted(found.values(), key=lambda asked: asked.pid)
+
+
+# ==================================================================================================
 # Server
 # ==================================================================================================
 
-class Server:
-    """Accepts connections and gives each a session process."""
+class Reaper:
+    """Ends the sessions of containers that are gone.
 
-    def __init__(self, listener, rules, read_rules_again):
+    A session's TAP keeps its network namespace, and so the interface, after the container's end.
+    Who may look into every process (root, in the initial pid namespace) can tell that nobody else
+    is there: no task, no mount and no open descriptor of that namespace. For each namespace one
+    such witness is remembered; only when that is gone, a child looks through /proc. Two looks that
+    find nobody end the session.
+
+    sessions    pid -> 'net:[INODE]' or something else (see container_of())
+    fd          where the child that looks reports, or None
+    """
+
+    INTERVAL = 4.0                          # seconds between two looks
+    LATER = 60.0                            # the same, when we could not look everywhere
+    LOOKS_MAX = 500                         # namespaces in one look: the report fits into the pipe
+    INITIAL_PIDS = 'pid:[4026531836]'       # <linux/proc_ns.h>: PROC_PID_INIT_INO
+
+    def __init__(self, sessions):
+        self.sessions = sessions
+        self.fd, self.next = None, time.monotonic() + self.INTERVAL
+        self.witnesses, self.missed = {}, {}        # namespace -> link in /proc; looks in vain
+        try:
+            self.able = os.geteuid() == 0 and os.readlink('/proc/self/ns/pid') == self.INITIAL_PIDS
+        except OSError:
+            self.able = False
+
+    def due(self):
+        """When look() has something to do next, or None."""
+        return self.next if self.able and self.sessions and self.fd is None else None
+
+    def look(self, now, run_child, poller):
+        """Ask the witnesses, and where there is none start a look through /proc."""
+        if self.due() is None or now < self.next:
+            return
+        self.next = now + self.INTERVAL
+        wanted = {each for each in self.sessions.values() if each.startswith('net:')}
+        for known in self.witnesses, self.missed:
+            for each in set(known) - wanted:
+                del known[each]
+        wanted = [each for each in wanted if not is_witness(self.witnesses.get(each), each)]
+        if not wanted:
+            return
+        try:
+            report, ours = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            return
+        try:
+            run_child(lambda: os.write(ours, find_witnesses(wanted[:self.LOOKS_MAX])))
+            self.fd = report
+            poller.register(report, select.EPOLLIN)
+        except OSError:
+            os.close(report)
+        finally:
+            os.close(ours)
+
+    def hear(self, poller):
+        """What the child found. It says nothing when it could not look everywhere."""
+        try:
+            words = os.read(self.fd, 65536).decode().split('\n')
+        except OSError:
+            words = []
+        poller.unregister(self.fd)
+        os.close(self.fd)
+        self.fd = None
+        if len(words) < 2:
+            self.next += self.LATER
+        for word in words[:-1]:
+            namespace, _, witness = word.partition(' ')
+            if witness:
+                self.witnesses[namespace] = witness
+                self.missed.pop(namespace, None)
+                continue
+            self.missed[namespace] = self.missed.get(namespace, 0) + 1
+            if self.missed[namespace] >= 2:
+                self.end(namespace)
+
+    def end(self, namespace):
+        """End the sessions of a namespace."""
+        for pid, each in self.sessions.items():
+            if each == namespace:
+                log.line(LOG_NOTICE, 'container gone: %s: session %d ended' % (namespace, pid))
+                try:
+                    os.kill(pid, SIGTERM)
+                except OSError:
+                    pass
+
+
+def is_witness(path, namespace):
+    """Does a link in /proc, or a list of mounts there, still name a namespace?"""
+    try:
+        if path is None or not path.endswith('/mountinfo'):
+            return path is not None and os.readlink(path) == namespace
+        with open(path, errors='replace') as file:
+            return any(line.split()[3] == namespace for line in file)
+    except OSError:
+        return False
+
+
+def find_witnesses(wanted):
+    """Look through /proc for who uses these network namespaces ('net:[INODE]').
+
+    Returns lines (bytes) "NAMESPACE PATH", without the path where there is nobody; nothing at all
+    when a process that still is there would not let us look.
+    """
+    found, mounts_seen = {}, set()
+    for pid in filter(str.isdigit, os.listdir('/proc')):
+        try:
+            for link in links_of(pid):
+                namespace = read_link(link)
+                if namespace in wanted:
+                    found.setdefault(namespace, link)
+            mounts = read_link('/proc/%s/ns/mnt' % pid)
+            if mounts and mounts not in mounts_seen:
+                mounts_seen.add(mounts)
+                path = '/proc/%s/mountinfo' % pid
+                with open(path, errors='replace') as file:
+                    for line in file:
+                        found.setdefault(line.split()[3], path)
+        except (FileNotFoundError, ProcessLookupError):
+            pass                            # ended meanwhile
+        except OSError:
+            if pid != '1':                  # init is no container's, and some hide it
+                return b''
+    return ''.join('%s %s\n' % (each, found.get(each, '')) for each in wanted).encode()
+
+
+def links_of(pid):
+    """The links in /proc that may name a network namespace that a process uses. Raises OSError."""
+    for directory, form in ('task', '/proc/%s/task/%s/ns/net'), ('fd', '/proc/%s/fd/%s'):
+        for each in os.listdir('/proc/%s/%s' % (pid, directory)):
+            yield form % (pid, each)
+
+
+def read_link(path):
+    """What a symbolic link says, None when it is not there (any more). Raises OSError."""
+    try:
+        return os.readlink(path)
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+class Server:
+    """Accepts connections, gives each a process that hears it, and each interface a relay.
+
+    hand_overs  what is not finished: socket's number -> (socket, pid of the process, deadline);
+                the socket leads to it
+    sessions    the interfaces: pid -> what quotas count it by (see container_of())
+    adopted     sessions of earlier daemons at the same place: descriptor -> Asked
+    """
+
+    def __init__(self, listener, rules, read_rules_again, limits=(SESSIONS_MAX, CONTAINER_MAX)):
         self.listener, self.rules, self.read_rules_again = listener, rules, read_rules_again
-        self.hand_overs = {}                # link socket's number -> (link, pid, deadline)
+        self.place = listener.getsockname()
+        self.sessions_max, self.container_max = limits
+        self.hand_overs, self.sessions, self.adopted = {}, {}, {}
+        self.refused, self.told = 0, 0.0    # by quotas, since it was logged; when that was
+        self.reaper = Reaper(self.sessions)
         self.paused_until = None            # accepting is paused
         self.poller = select.epoll()
         self.signals = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -3360,6 +4260,21 @@ class Server:
         self.poller.register(self.signals[0], select.EPOLLIN)
         self.poller.register(listener.fileno(), select.EPOLLIN)
 
+    def adopt(self):
+        """Take over what earlier daemons at our place left: they count, and are reaped."""
+        try:
+            found = ask_sessions()
+        except OSError:
+            return
+        for asked in found:
+            facts = asked.facts or {}
+            if asked.uid == os.geteuid() and facts.get('daemon') == printable(self.place):
+                self.adopted[asked.sock.fileno()] = asked
+                self.sessions[asked.pid] = facts.get('container', '')
+                self.poller.register(asked.sock, select.EPOLLIN)
+            else:
+                asked.sock.close()
+
     def on_signal(self, number, _):
         """The handler of server and sessions (one for both: signal.signal() costs a child 350 kB).
 
@@ -3370,6 +4285,7 @@ class Server:
 
     def serve(self):
         """Work until SIGTERM or SIGINT."""
+        self.adopt()
         gc.collect()
         if hasattr(gc, 'freeze'):
             gc.freeze()                     # a session's collector leaves shared pages alone
@@ -3380,26 +4296,33 @@ class Server:
                 elif fd == self.signals[0]:
                     if not self.handle_signals():
                         return
-                elif fd in self.hand_overs and self.is_over(fd):
-                    self.forget(fd)
+                elif fd in self.hand_overs:
+                    self.hear(fd)
+                elif fd == self.reaper.fd:
+                    self.reaper.hear(self.poller)
+                elif fd in self.adopted and not self.adopted[fd].hear():
+                    self.poller.unregister(fd)
+                    asked = self.adopted.pop(fd)
+                    asked.sock.close()
+                    self.sessions.pop(asked.pid, None)
             self.watch_time()
 
     def time_left(self):
         """Seconds until watch_time() has something to do, -1 for never."""
         times = [deadline for _, _, deadline in self.hand_overs.values()]
-        if self.paused_until:
-            times.append(self.paused_until)
+        times += filter(None, (self.paused_until, self.reaper.due()))
         return max(min(times) - time.monotonic(), 0.001) if times else -1
 
     def watch_time(self):
         """Cut off hand-overs that take too long; accept again after a pause."""
         now = time.monotonic()
-        for fd, (_, pid, deadline) in list(self.hand_overs.items()):
+        for fd, (_, _, deadline) in list(self.hand_overs.items()):
             if now >= deadline:
-                self.cut_off(fd, pid)
+                self.cut_off(fd)
         if self.paused_until and now >= self.paused_until:
             self.paused_until = None
             self.poller.register(self.listener.fileno(), select.EPOLLIN)
+        self.reaper.look(now, self.run_child, self.poller)
 
     def handle_signals(self):
         """Act on the signals that arrived; False when it is time to go."""
@@ -3409,8 +4332,11 @@ class Server:
         if SIGHUP in arrived:
             self.rules = self.read_rules_again(self.rules)
         try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
+            while True:
+                pid = os.waitpid(-1, os.WNOHANG)[0]
+                if not pid:
+                    break
+                self.sessions.pop(pid, None)
         except ChildProcessError:
             pass
         return True
@@ -3422,7 +4348,7 @@ class Server:
         self.paused_until = time.monotonic() + PAUSE
 
     def accept(self):
-        """Accept one connection and fork its session."""
+        """Accept one connection and fork a process that hears it."""
         try:
             conn = self.listener.accept()[0]
         except OSError as error:
@@ -3431,27 +4357,84 @@ class Server:
                 self.pause()
             return
         with conn:
+            # It gives up at HAND_OVER_TIME, with an answer; the rest is for one that hangs.
+            deadline = time.monotonic() + HAND_OVER_TIME + PAUSE
             try:
-                link, far_end = socket.socketpair()
+                self.start(lambda link: hear_client(conn, link, self.rules), deadline, conn=conn)
             except OSError as error:
-                self.turn_away(conn, 'socketpair', error)
-                return
-            with far_end:
-                try:
-                    pid = os.fork()
-                except OSError as error:
-                    link.close()
-                    self.turn_away(conn, 'fork', error)
-                    return
-                if pid == 0:
-                    link.close()
-                    self.run_session(conn, far_end)
-        if len(self.hand_overs) >= HAND_OVERS_MAX:
-            oldest = min(self.hand_overs, key=lambda fd: self.hand_overs[fd][2])
-            self.cut_off(oldest, self.hand_overs[oldest][1])
-        # The session itself gives up at HAND_OVER_TIME, with an answer; this is for one that hangs.
-        self.hand_overs[link.fileno()] = link, pid, time.monotonic() + HAND_OVER_TIME + PAUSE
+                self.turn_away(conn, 'fork', error)
+
+    def start(self, work, deadline, keep=None, conn=None):
+        """Fork a process for work(link), a part of a hand-over; return its pid. Raises OSError.
+
+        keep and conn as run_child() has them.
+        """
+        link, far_end = socket.socketpair(AF_UNIX, SOCK_SEQPACKET)
+        with far_end:
+            try:
+                self.hand_overs[link.fileno()] = link, 0, deadline
+                pid = self.run_child(lambda: work(far_end), keep, conn)
+            except OSError:
+                self.hand_overs.pop(link.fileno())[0].close()
+                raise
+        self.hand_overs[link.fileno()] = link, pid, deadline
         self.poller.register(link.fileno(), select.EPOLLIN)
+        if len(self.hand_overs) > HAND_OVERS_MAX:
+            self.cut_off(min(self.hand_overs, key=lambda fd: self.hand_overs[fd][2]))
+        return pid
+
+    def hear(self, fd):
+        """A part of a hand-over is done, or a request was judged: grant it a relay, or refuse."""
+        link, _, deadline = self.hand_overs[fd]
+        try:
+            word = link.recv(LOG_LINE_MAX, MSG_DONTWAIT)
+        except BlockingIOError:
+            return                          # the number was used again meanwhile
+        except OSError:
+            word = b''
+        self.poller.unregister(fd)
+        del self.hand_overs[fd]
+        with link:
+            if word in (b'', b'+'):
+                return
+            container = word.decode('ascii', 'replace')
+            refusal = self.over_quota(container)
+            if not refusal:
+                try:
+                    pid = self.start(lambda done: serve_interface(link, done, self.place),
+                                     deadline, link)
+                    self.sessions[pid] = container
+                    return
+                except OSError as error:
+                    log.line(LOG_ERR, 'fork: ' + why(error))
+                    self.pause()
+                    refusal = errno.EAGAIN, ''
+            try:
+                link.send(b'%d %s' % (refusal[0], refusal[1].encode()), MSG_DONTWAIT)
+            except OSError:
+                pass                        # it was cut off
+
+    def over_quota(self, container):
+        """Why a container can't have one more interface: (errno, sentence), or None when it can.
+
+        The sentence is for the log, and empty when there was one within the last second.
+        """
+        theirs = sum(each == container for each in self.sessions.values())
+        if theirs >= self.container_max:
+            text = 'the container (%s) has %d interfaces, and may have no more' % (
+                container, theirs)
+        elif len(self.sessions) >= self.sessions_max:
+            text = 'there are %d interfaces, and may be no more' % len(self.sessions)
+        else:
+            return None
+        self.refused += 1
+        now = time.monotonic()
+        if now - self.told < 1:
+            return errno.EDQUOT, ''
+        if self.refused > 1:
+            text += '; %d requests since the last such line' % self.refused
+        self.refused, self.told = 0, now
+        return errno.EDQUOT, text
 
     def turn_away(self, conn, doing, error):
         """No resources for this client: tell it to try again."""
@@ -3459,33 +4442,33 @@ class Server:
         reply(conn, errno.EAGAIN)
         self.pause()
 
-    def is_over(self, fd):
-        """Did a session finish its hand-over, or end? A number may have been reused meanwhile."""
-        try:
-            self.hand_overs[fd][0].recv(1, MSG_DONTWAIT)
-        except BlockingIOError:
-            return False
-        except OSError:
-            pass
-        return True
-
-    def forget(self, fd):
-        """Do not watch a hand-over any more."""
+    def cut_off(self, fd):
+        """End the process that did not finish its part of a hand-over; only if it did not."""
+        link, pid, _ = self.hand_overs.pop(fd)
         self.poller.unregister(fd)
-        self.hand_overs.pop(fd)[0].close()
-
-    def cut_off(self, fd, pid):
-        """End the child that did not finish its hand-over; only if it really did not."""
-        if not self.is_over(fd):
+        with link:
+            try:
+                if link.recv(LOG_LINE_MAX, MSG_DONTWAIT) in (b'', b'+'):
+                    return
+            except BlockingIOError:
+                pass
+            except OSError:
+                return
             log.line(LOG_NOTICE, 'hand-over of process %d cut off' % pid)
             try:
                 os.kill(pid, signal.SIGKILL)
             except OSError:
                 pass
-        self.forget(fd)
 
-    def run_session(self, conn, link):
-        """The forked child: leave everything of the server behind; never returns."""
+    def run_child(self, work, keep=None, conn=None):
+        """Fork a process that does work() and ends; return its pid. Raises OSError.
+
+        It leaves everything of the server behind, but for the socket keep. conn is that of a client
+        that must not take a defect of ours for success.
+        """
+        pid = os.fork()
+        if pid:
+            return pid
         status = 1
         try:
             signal.set_wakeup_fd(-1)
@@ -3496,18 +4479,22 @@ class Server:
             for fd in self.signals:
                 os.close(fd)
             for other, _, _ in self.hand_overs.values():
-                other.close()
+                if other is not keep:
+                    other.close()
+            for asked in self.adopted.values():
+                asked.sock.close()
             null = os.open(os.devnull, os.O_RDWR)
             for fd in 0, 1:
                 os.dup2(null, fd)
             os.close(null)
-            session(conn, link, self.rules)
+            work()
             status = 0
         except Ended:
             status = 0
-        except Exception as error:          # a defect; the client must not take it for success
-            log.line(LOG_ERR, 'session: internal error: ' + printable(repr(error)))
-            reply(conn, errno.EIO)
+        except Exception as error:
+            log.line(LOG_ERR, 'internal error: ' + printable(repr(error)))
+            if conn:
+                reply(conn, errno.EIO)
         finally:
             os._exit(status)
 
@@ -3519,6 +4506,87 @@ class Server:
 # Everything that can go wrong goes wrong before the caller gets its prompt back: with -d the first
 # process waits for one byte that says that the socket listens and the pidfile is written; a text
 # instead is the error, and it exits with 1.
+
+class Manager:
+    """The service manager that started us, as systemd does it: sd_notify(3), sd_listen_fds(3).
+
+    sockets     str, how many sockets it passed on to us; '' for none
+    listener    the one that we took over, or None
+    """
+
+    def __init__(self, environment):
+        """Take out of the environment what is for us alone: programs of sessions inherit it."""
+        names = ('NOTIFY_SOCKET', 'LISTEN_PID', 'LISTEN_FDS', 'LISTEN_FDNAMES', 'LISTEN_PIDFDID')
+        address, pid, self.sockets = [environment.pop(name, '') for name in names][:3]
+        if pid != str(os.getpid()) or self.sockets == '0':
+            self.sockets = ''
+        self.listener = None
+        self.address = '\0' + address[1:] if address.startswith('@') else address
+
+    def tell(self, *fields):
+        """Send the fields (str, NAME=value) if it wants to know; never waits, never fails."""
+        if not self.address.startswith(('/', '\0')):
+            return
+        try:
+            with socket.socket(AF_UNIX, SOCK_DGRAM) as sock:
+                sock.sendto('\n'.join(fields).encode(), MSG_DONTWAIT | MSG_NOSIGNAL, self.address)
+        except OSError:
+            pass
+
+    def take_listener(self, path):
+        """Take over the listening socket that was passed on. Raises Failure.
+
+        path is where it has to be, absolute, or None for anywhere.
+        """
+        if self.sockets != '1':
+            raise bad('LISTEN_FDS=%s: only one socket can be taken over', printable(self.sockets))
+        doing = 'descriptor %d, the socket of LISTEN_FDS' % LISTENER
+        try:
+            if not stat.S_ISSOCK(os.fstat(LISTENER).st_mode):
+                raise bad('%s: is no socket', doing)
+            os.set_inheritable(LISTENER, False)
+            sock = socket.socket(AF_UNIX, SOCK_STREAM, fileno=LISTENER)
+            domain, kind, listens = (sock.getsockopt(socket.SOL_SOCKET, option) for option in (
+                socket.SO_DOMAIN, socket.SO_TYPE, socket.SO_ACCEPTCONN))
+            if (domain, kind) != (AF_UNIX, SOCK_STREAM):
+                raise bad('%s: is no UNIX stream socket', doing)
+            if not listens:
+                raise bad('%s: does not listen', doing)
+            place = os.fsdecode(sock.getsockname())
+            if path and not is_same_file(path, place):
+                raise bad('socket %s: %s is %s', printable(path), doing, printable(place))
+            sock.setblocking(False)
+        except OSError as error:
+            raise Failure(error.errno, '%s: %s' % (doing, why(error)))
+        self.listener = sock
+
+
+def is_same_file(path, other):
+    """Are two paths one file?"""
+    try:
+        return identity_of(path) == identity_of(other)
+    except (OSError, ValueError):           # an abstract name has a NUL
+        return False
+
+
+def check_ready_fd(fd):
+    """Raises Failure when a descriptor is not there, or not to be written to."""
+    try:
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    except OSError as error:
+        raise Failure(error.errno, '--ready-fd %d: %s' % (fd, why(error)))
+
+
+def report_ready(fd):
+    """Write a newline to a descriptor and close it; nobody has to read it."""
+    try:
+        os.write(fd, b'\n')
+    except OSError:
+        pass
+    os.close(fd)
+    open_standard_streams()                 # it may have been one of them
+
 
 def open_listener(path, mode):
     """Listen on a UNIX socket at an absolute path. Raises Failure.
@@ -3734,22 +4802,44 @@ def next_value(words, option):
     return words.pop(0)
 
 
-FLAGS = {'daemon': 'd', 'verbose': 'v', 'help': 'h', 'version': '', 'allow-commands': ''}
-VALUED = {'rcfile': 'f', 'pidfile': 'p', 'mode': 'm'}
+FLAGS = {'daemon': 'd', 'verbose': 'v', 'help': 'h', 'version': '', 'allow-commands': '',
+         'check-config': '', 'list': '', 'json': ''}
+VALUED = {'rcfile': 'f', 'pidfile': 'p', 'mode': 'm', 'user': '', 'max-sessions': '',
+          'max-per-container': '', 'ready-fd': '', 'test': '', 'completion': '', 'close': '',
+          'capture': '', 'write': 'w'}
+COMPLETED = {'rcfile': 'files', 'pidfile': 'files', 'write': 'files', 'user': 'users',
+             'test': 'networks', 'completion': 'shells'}
+PRINTED = {'help', 'version', 'completion'}     # options that only print a text
+EXAMINING = {'check-config', 'test'}            # options that start nothing
+ASKING = {'list', 'close', 'capture'}           # options about sessions that there are
 
 
-def parse_arguments(arguments):
+def parse_arguments(arguments, inherited=False):
     """The command line as a dictionary; of a repeated option the first counts, of -f the last.
 
-    Raises Usage.
+    Where no SOCKET is needed, since one is inherited or nothing is started, a single argument is
+    the VNL when it has a scheme, and else SOCKET. Raises Usage.
     """
     pairs, rest = split_options(arguments, FLAGS, VALUED)
     options = {}
     for name, value in pairs:
         if name == 'rcfile' or name not in options:
             options[name] = value
-    if 'help' in options or 'version' in options:
+    if options.get('completion', 'bash') != 'bash':
+        raise Usage('--completion %s: only for bash' % options['completion'])
+    if PRINTED & set(options):
         return options
+    for name, other in ('json', 'list'), ('write', 'capture'):
+        if name in options and other not in options:
+            raise Usage('--%s: only with --%s' % (name, other))
+    if ASKING & set(options):
+        if rest or len(ASKING & set(options)) > 1:
+            raise Usage('%s: one of --list, --close and --capture, and nothing else' % (
+                rest[0] if rest else '--list'))
+        return options
+    examined = EXAMINING & set(options)
+    if (examined or inherited) and (not rest or len(rest) == 1 and '://' in rest[0]):
+        rest.insert(0, None)
     if not 1 <= len(rest) <= 2:
         raise Usage('which socket?' if not rest else '%s: one socket and one VNL at most' % rest[2])
     options['socket'] = rest[0]
@@ -3758,43 +4848,330 @@ def parse_arguments(arguments):
         if not options['mode'] or set(options['mode']) - set('01234567') or int(
                 options['mode'], 8) > 0o777:
             raise Usage('-m %s: not an octal mode from 0 to 777' % options['mode'])
+        if inherited:
+            raise Usage('-m: the mode of an inherited socket is the affair of who made it')
         options['mode'] = int(options['mode'], 8)
+    for name, default in (('max-sessions', SESSIONS_MAX), ('max-per-container', CONTAINER_MAX),
+                          ('ready-fd', None)):
+        if default is not None or name in options:
+            text = options.get(name, str(default))
+            if set(text) - set('0123456789') or not 0 < len(text) < 10:
+                raise Usage('--%s %s: not a number' % (name, text))
+            options[name] = int(text)
+    if inherited and options.get('ready-fd') == LISTENER:
+        raise Usage('--ready-fd %d: is the inherited socket' % LISTENER)
     for name in 'socket', 'pidfile', 'rcfile':
         if options.get(name) == '':
             raise Usage('%s: an empty path' % name)
-        if options.get(name):
+        if options.get(name) and not examined:
             options[name] = os.path.abspath(options[name])      # before -d changes the directory
     return options
 
 
 def load_rules(options):
-    """The Rules that the command line asks for; warnings are logged. Raises Failure."""
-    rules, warnings = read_rules(options.get('rcfile'), options['vnl'], read_vnl,
-                                 'allow-commands' in options)
-    for warning in warnings:
-        log.line(LOG_WARNING, 'warning: ' + warning)
+    """The Rules that the command line asks for, and a summary; warnings are logged.
+
+    Raises Failure with all faults, one a line.
+    """
+    warnings = []
+    try:
+        rules = read_rules(options.get('rcfile'), options['vnl'], read_vnl,
+                           'allow-commands' in options, warnings)[0]
+    finally:
+        for warning in warnings if 'test' not in options else []:
+            log.line(LOG_WARNING, 'warning: ' + warning)
+    return rules, ', '.join([rules.summary] + [counted(len(warnings), 'warning')] * bool(warnings))
+
+
+def load_rules_again(options, old, manager):
+    """The Rules after SIGHUP: all of the new ones, or the old ones."""
+    manager.tell('RELOADING=1', 'MONOTONIC_USEC=%d' % (time.monotonic() * 1000000))
+    try:
+        rules, summary = load_rules(options)
+        log.line(LOG_NOTICE, 'rules read again: ' + summary)
+    except Failure as error:
+        rules, faults = old, str(error).split('\n')
+        for fault in faults:
+            log.line(LOG_ERR, 'rules not read again, the old ones stay: ' + fault)
+        summary = 'rules not read again, the old ones stay: ' + counted(len(faults), 'fault')
+    manager.tell('READY=1', 'STATUS=' + summary)
     return rules
 
 
-def load_rules_again(options, old):
-    """The Rules after SIGHUP: all of the new ones, or the old ones."""
+def examine(options):
+    """--check-config and --test: tell what a start would find; return the exit status."""
     try:
-        rules = load_rules(options)
-        log.line(LOG_NOTICE, 'rules read again')
-        return rules
+        rules, summary = load_rules(options)
     except Failure as error:
         for fault in str(error).split('\n'):
-            log.line(LOG_ERR, 'rules not read again, the old ones stay: ' + fault)
-        return old
+            log.line(LOG_ERR, fault)
+        return 1
+    if 'check-config' in options:
+        say('%s: %s\n' % (printable(options.get('rcfile', COMMAND_LINE)), summary))
+    return test_vnl(options['test'], rules) if 'test' in options else 0
 
 
-def run(options):
+def test_vnl(text, rules):
+    """Print what a client that asks for a VNL gets, level by level; return the exit status.
+
+    Raises Failure for what is no VNL.
+    """
+    if len(os.fsencode(text)) > VNL_MAX:
+        raise bad('the VNL is longer than %d bytes', VNL_MAX)
+    try:
+        vnl = read_vnl(text) if text else choose_network(text, rules)
+    except Failure as error:
+        raise bad('%s: %s', excerpt(text) or 'the default network', error)
+    verdicts, status = {}, 0
+    try:
+        rules.judge(vnl, verdicts)
+    except Failure:
+        status = 1
+    plug = Plug
+    for level in vnl.levels():
+        if level in verdicts:               # after a refusal the others are not looked at
+            say('%s: %s\n' % (printable(level.head), verdicts[level]))
+        if not status and plug:             # a level inside one of vde_plug's is opened by that
+            plug = PLUGS.get(level.scheme)
+            say('    %s\n' % printable('opens ' + written_out(level, plug) if plug
+                                       else 'runs %s %s' % (Bridge.PROGRAM, level.text)))
+    return status
+
+
+def written_out(level, plug):
+    """The text of one level of a VNL with every default that has a value written out."""
+    address, given = plug.fill_in(level.address, level.options)
+    whole = dict(plug.DEFAULTS, **given)
+    return head_text(plug, level.scheme, address,
+                     {name: whole[name] for name in plug.OPTIONS if name in whole})
+
+
+def ask(options):
+    """--list, --close and --capture. Raises Failure, OSError."""
+    found = ask_sessions()
+    if 'list' in options:
+        list_sessions(found, 'json' in options)
+    elif 'close' in options:
+        close_session(pick_session(options['close'], found))
+    else:
+        capture(pick_session(options['capture'], found), options.get('write', '-'))
+
+
+# The columns of --list: title, key of Control.status(), is it a number?
+COLUMNS = (
+    ('PID', 'pid', True), ('INTERFACE', 'interface', False), ('STATE', 'state', False),
+    ('SINCE', 'since', False), ('NETWORK', 'vnl', False), ('CLIENT', 'client', True),
+    ('UID', 'uid', True), ('GID', 'gid', True), ('CONTAINER', 'container', False),
+    ('IN-FRAMES', 'in_frames', True), ('IN-BYTES', 'in_bytes', True),
+    ('IN-DROPS', 'in_drops', True), ('OUT-FRAMES', 'out_frames', True),
+    ('OUT-BYTES', 'out_bytes', True), ('OUT-DROPS', 'out_drops', True))
+
+
+def list_sessions(found, as_json):
+    """Print what sessions answered; found is a list of Asked."""
+    rows = [dict(asked.facts or {'state': 'no answer'}, pid=str(asked.pid)) for asked in found]
+    if as_json:
+        import json
+        say(json.dumps([{key: int(value) if value.isdigit() and key not in ('interface', 'vnl')
+                         else value for key, value in row.items()} for row in rows],
+                       indent=1, sort_keys=True) + '\n')
+        return
+    for row in rows:
+        if row.get('since', '').isdigit():
+            row['since'] = time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(int(row['since'])))
+    table = [[title for title, _, _ in COLUMNS]]
+    table += [[row.get(key) or '-' for _, key, _ in COLUMNS] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*table)]
+    for line in table:
+        say('  '.join(text.rjust(width) if number else text.ljust(width) for text, width,
+                      (_, _, number) in zip(line, widths, COLUMNS)).rstrip() + '\n')
+
+
+def pick_session(text, found):
+    """The one Asked that a process id or the name of an interface means. Raises Failure."""
+    picked = [asked for asked in found if str(asked.pid) == text] or [
+        asked for asked in found if asked.facts and asked.facts.get('interface') == text]
+    if not picked:
+        raise Failure(errno.ESRCH, '%s: no session of this host that may be asked has this process '
+                      'id or interface; see --list' % printable(text))
+    if len(picked) > 1:
+        raise Failure(errno.EINVAL, '%s: several sessions have this interface; their process ids '
+                      'are %s' % (printable(text), ', '.join(str(asked.pid) for asked in picked)))
+    return picked[0]
+
+
+def is_there(name):
+    """Does a session still listen at its name (bytes)?"""
+    with socket.socket(AF_UNIX, SOCK_SEQPACKET) as sock:
+        return sock.connect_ex(name) == 0
+
+
+def close_session(asked):
+    """End a session and wait until it is gone. Raises Failure, OSError."""
+    def is_gone(seconds):
+        """Is it gone within this time?"""
+        deadline = time.monotonic() + seconds
+        while is_there(asked.name):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+        return True
+
+    if asked.facts:
+        try:
+            asked.sock.send(b'close', MSG_NOSIGNAL)
+        except OSError:
+            pass                            # it is about to end
+    if asked.facts and is_gone(3):
+        return
+    os.kill(asked.pid, signal.SIGTERM)      # its container keeps it from answering
+    if not is_gone(3):
+        raise Failure(errno.ETIMEDOUT, 'session %d does not end' % asked.pid)
+
+
+def capture(asked, path):
+    """Write a session's frames to a file, '-' for stdout, until it ends. Raises Failure."""
+    if path == '-' and os.isatty(1):
+        raise Failure(errno.EINVAL, '--capture: not to a terminal: name a file with -w, or pipe it '
+                      'to tcpdump -r -')
+    try:
+        output = 1 if path == '-' else os.open(
+            path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise Failure(error.errno, '%s: %s' % (printable(path), why(error)))
+    left_out = int((asked.facts or {}).get('left_out', 0))
+    try:
+        write_all(output, PCAP_FILE)
+        while copy_frames(asked, output):
+            time.sleep(0.2)                 # its network went: there will be another relay
+    except BrokenPipeError:                 # the reader has seen enough
+        pass
+    except OSError as error:
+        raise Failure(error.errno, '%s: %s' % (printable(path), why(error)))
+    except KeyboardInterrupt:
+        pass
+    try:
+        asked = Asked(asked.name)
+        select.select([asked.sock], [], [], ASK_TIME)
+        if asked.hear() and asked.facts:
+            left_out = int(asked.facts.get('left_out', left_out)) - left_out
+            if left_out:
+                log.line(LOG_WARNING, 'vdelxcd: the reader was too slow for %d frames' % left_out)
+    except OSError:
+        pass                                # the session ended
+
+
+def write_all(fd, data):
+    """Write all of data to a descriptor. Raises OSError."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view):]
+
+
+def copy_frames(asked, output):
+    """Copy records to a descriptor until the connection ends; is the session still there?"""
+    with socket.socket(AF_UNIX, SOCK_SEQPACKET) as sock:
+        try:
+            sock.connect(asked.name)
+            sock.send(b'capture', MSG_NOSIGNAL)
+        except BrokenPipeError:
+            return True                     # nobody relays just now
+        except OSError:
+            return False
+        while True:
+            try:
+                data = sock.recv(1 << 20)
+            except ConnectionResetError:
+                data = b''
+            if not data:
+                return is_there(asked.name)
+            write_all(output, data)
+
+
+BASH_COMPLETION = r"""# bash completion for vdelxcd
+_vdelxcd() {
+    local piece=${COMP_WORDS[COMP_CWORD]} value= head= option= places=0 joined= word strip
+    local -a words=()
+    for word in "${COMP_WORDS[@]:1:COMP_CWORD}"; do     # bash splits words at : and =, too
+        if [[ $joined || $word == [:=] ]]; then
+            value+=$word
+        else
+            words+=("$value")
+            value=$word
+        fi
+        [[ $word == [:=] ]] && joined=1 || joined=
+    done
+    for word in "${words[@]:1}"; do
+        if [[ $option ]]; then
+            option=
+        else
+            case $word in
+                %(valued)s) option=$word ;;&
+                --test*|--check-config) places=1 ;;     # no socket is needed
+                -*) ;;
+                *) places=$((places + 1)) ;;
+            esac
+        fi
+    done
+    strip=${value%%"${piece#[:=]}"}
+    if [[ ! $option && $value == --*=* ]]; then
+        option=${value%%%%=*} head=${value%%%%=*}= value=${value#*=}
+    elif [[ ! $option && $value == -* ]]; then
+        option=options
+    elif [[ ! $option ]]; then
+        [[ $places -gt 0 ]] && option=--test || option=--rcfile
+    fi
+    COMPREPLY=()
+    case $option in
+        options) mapfile -t COMPREPLY < <(compgen -W '%(options)s' -- "$value") ;;
+        %(users)s) mapfile -t COMPREPLY < <(compgen -u -- "$value") ;;
+        %(shells)s) mapfile -t COMPREPLY < <(compgen -W bash -- "$value") ;;
+        %(files)s)
+            mapfile -t COMPREPLY < <(compgen -f -- "$value")
+            compopt -o filenames 2> /dev/null ;;
+        %(networks)s)
+            mapfile -t COMPREPLY < <(
+                compgen -W '%(schemes)s' -- "$value"
+                [[ $value == */* ]] && compgen -f -- "$value")
+            compopt -o nospace 2> /dev/null ;;
+    esac
+    for word in "${!COMPREPLY[@]}"; do      # only what follows the last : or = is replaced
+        value=$head${COMPREPLY[word]}
+        COMPREPLY[word]=${value#"$strip"}
+    done
+}
+complete -F _vdelxcd vdelxcd vdelxcd.py
+"""
+
+
+def complete_in_bash():
+    """The text of --completion bash: made of the tables of options and schemes."""
+    names = ['--' + name for name in list(FLAGS) + list(VALUED)]
+    names += ['-' + letter for table in (FLAGS, VALUED) for letter in table.values() if letter]
+    fields = {'options': ' '.join(sorted(names)),
+              'schemes': ' '.join(scheme + '://' for scheme in sorted(PLUGS)),
+              'valued': option_pattern(VALUED)}
+    for kind in set(COMPLETED.values()):
+        fields[kind] = option_pattern(name for name in VALUED if COMPLETED.get(name) == kind)
+    return BASH_COMPLETION % fields
+
+
+def option_pattern(names):
+    """The pattern of a shell for options with a value: -f|--rcfile."""
+    return '|'.join('-%s|--%s' % (VALUED[name], name) if VALUED[name] else '--' + name
+                    for name in names)
+
+
+def run(options, manager):
     """Rules, socket, detach, pidfile, ready, serve, clean up. Raises Failure."""
-    rules = load_rules(options)
+    rules, summary = load_rules(options)
+    rights.choose(options.get('user'))
     # From now on there is something to remove: signals wait until the server handles them.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    listener = open_listener(options['socket'], options.get('mode'))
-    remove = [(options['socket'], identity_of(options['socket']))]
+    listener, remove = manager.listener, []
+    if listener is None:
+        listener = open_listener(options['socket'], options.get('mode'))
+        remove.append((options['socket'], identity_of(options['socket'])))
     owner, ready = os.getpid(), None
     try:
         if 'daemon' in options:
@@ -3804,7 +5181,12 @@ def run(options):
         if 'pidfile' in options:
             write_pidfile(options['pidfile'])
             remove.append((options['pidfile'], identity_of(options['pidfile'])))
-        server = Server(listener, rules, lambda old: load_rules_again(options, old))
+        server = Server(listener, rules, lambda old: load_rules_again(options, old, manager),
+                        (options['max-sessions'], options['max-per-container']))
+        manager.tell('READY=1', 'STATUS=' + summary,
+                     *['MAINPID=%d' % owner] * ('daemon' in options))
+        if 'ready-fd' in options:
+            report_ready(options['ready-fd'])
         if ready is not None:
             log.open_syslog()
             leave_terminal()
@@ -3812,6 +5194,7 @@ def run(options):
             os.close(ready)
             ready = None
         server.serve()
+        manager.tell('STOPPING=1')
     except (Failure, OSError) as error:
         if ready is None:
             raise
@@ -3842,13 +5225,24 @@ def main(arguments):
     """Parse the command line and run; return the exit status."""
     try:
         open_standard_streams()
-        log.open_stderr()
-        options = parse_arguments(arguments)
-        if 'help' in options or 'version' in options:
-            say(HELP if 'help' in options else 'vdelxcd %s\n' % VERSION)
+        manager = Manager(os.environ)
+        options = parse_arguments(arguments, bool(manager.sockets))
+        if PRINTED & set(options):
+            say(HELP if 'help' in options else 'vdelxcd %s\n' % VERSION if 'version' in options
+                else complete_in_bash())
             return 0
+        if EXAMINING & set(options):
+            return examine(options)
+        if ASKING & set(options):
+            ask(options)
+            return 0
+        if 'ready-fd' in options:       # both before the log opens something of the same number
+            check_ready_fd(options['ready-fd'])
+        if manager.sockets:
+            manager.take_listener(options['socket'])
+        log.open_stderr()
         log.verbose = 'verbose' in options
-        run(options)
+        run(options, manager)
         return 0
     except (Failure, OSError) as error:
         for line in (str(error) if isinstance(error, Failure) else why(error)).split('\n'):

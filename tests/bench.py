@@ -246,10 +246,12 @@ def run(cases, repeats, seconds, directory):
 
 
 def progress(text):
-    """A line that replaces itself on a terminal."""
+    """A line on stderr; on a terminal it replaces the one before."""
     if sys.stderr.isatty():
         sys.stderr.write('\r\033[K' + text)
-        sys.stderr.flush()
+    elif text:
+        sys.stderr.write(text + '\n')
+    sys.stderr.flush()
 
 
 def report(results):
@@ -291,7 +293,7 @@ def main():
     version = subprocess.check_output([PYTHON, '-VV'], universal_newlines=True).strip()
     facts = {'interpreter': '%s: %s' % (PYTHON, version), 'kernel': platform.release(),
              'cpus': os.cpu_count(), 'date': time.strftime('%Y-%m-%d')}
-    print('%(interpreter)s, kernel %(kernel)s, %(cpus)d CPUs, %(date)s' % facts)
+    print('%(interpreter)s, kernel %(kernel)s, %(cpus)d CPUs, %(date)s' % facts, flush=True)
     figures = dict(facts)
     try:
         cases = [case for case in wanted if case in CASES]
@@ -299,12 +301,16 @@ def main():
             figures['cases'] = run(cases, options.n, options.t, directory)
             report(figures['cases'])
         if 'start-up' in wanted:
+            progress('start-up of the client')
             ours, bare = start_up(options.n)
+            progress('')
             figures['start_up'] = {'client': ours, 'bare': bare}
             print('client start-up: %.1f ms, bare interpreter %.1f ms, ratio %.2f (wanted <= 2.2, '
                   'aim 1.6)' % (ours * 1000, bare * 1000, ours / bare))
         if 'memory' in wanted:
+            progress('memory of 150 interfaces')
             each, total = memory(150, directory)
+            progress('')
             figures['memory'] = {'session_kB': each, 'sessions_150_kB': total}
             print('idle session: %d kB private, 150 of them %d MB (wanted <= 500 kB, aim 300)'
                   % (each, total / 1024))

@@ -40,9 +40,12 @@ outside() {
     exit
 }
 
+# The next of STEPS parts of the story.
+STEPS=6 step=0
 say() {
+    step=$((step + 1))
     echo
-    echo "$*"
+    echo "[$step/$STEPS] $*"
 }
 
 # run PLACE COMMAND...: show the command and run it, on the host or in a container.
@@ -92,7 +95,8 @@ inside() {
     run host kill "$(cat /run/vdelxcd.pid)"
     run a ping -q -c 3 -i 0.2 -w 10 10.0.0.2
 
-    say 'It works. All of this ends now: nothing is left behind.'
+    echo
+    echo 'It works. All of this ends now: nothing is left behind.'
 }
 
 case ${1-} in

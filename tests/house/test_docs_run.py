@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shlex
 import socket
 import subprocess
 
@@ -60,6 +61,8 @@ def test_every_error_with_advice_is_among_the_clients_diagnostics(vdelxcc):
               + [errno.ENOENT, errno.ENAMETOOLONG]]
     wanted += [('interface definition', number) for number in list(vdelxcc.OPEN_ADVICE)
                + list(vdelxcc.SETIFF_ADVICE) + list(vdelxcc.TAKEN_ADVICE) + [errno.ENAMETOOLONG]]
+    wanted += [('interface settings', number) for number in vdelxcc.SETTING_ADVICE]
+    wanted += [('interface removal', number) for number in vdelxcc.DELETE_ADVICE]
     wanted += [('vdelxcd', number) for number in list(vdelxcc.REFUSAL_ADVICE)
                + [errno.ECONNRESET, errno.EPROTO]]
     lacking = ['%s: %s' % (doing, os.strerror(number)) for doing, number in wanted
@@ -212,6 +215,19 @@ def test_the_plain_namespaces_of_the_readme_work_from_start_to_end(host, tmp_pat
             os.kill(pid, 9)
 
 
+def test_the_commands_of_the_readme_make_an_interface_ready_to_use(host, new_container, new_daemon):
+    daemon = new_daemon(host)
+    environment = dict(os.environ, VDELXC_PATH=daemon.directory)
+    commands = readme_commands('## An interface ready to use', 'container')
+    assert len(commands) == 2
+    for command in commands:
+        container = new_container()
+        program, *words = command.split()
+        assert program == 'vdelxcc.py'
+        container.client(*words, env=environment)
+        assert ' 10.0.0.1/24 ' in container.ip('-br -4 addr show up dev vde0').stdout
+
+
 def client_examples():
     """The words of the example commands of vdelxcc(1), without the program."""
     lines = re.findall(r'^\.Dl \$ vdelxcc ?(.*)', read('man/vdelxcc.1'), re.M)
@@ -223,7 +239,7 @@ def test_the_examples_of_the_clients_page_work(host, new_container, new_daemon, 
     rules.write_text('default vxvde://239.9.9.9\npfxallow\n')
     container, daemon = new_container(), new_daemon(host, '-v', '-f', rules)
     environment = dict(os.environ, VDELXC_PATH='/nonexistent:' + daemon.directory)
-    assert len(client_examples()) == 5
+    assert len(client_examples()) == 6
     for words in client_examples():
         words = [word.replace('/vde/vdelxcs', daemon.socket) for word in words]
         before = container.interfaces()
@@ -231,7 +247,7 @@ def test_the_examples_of_the_clients_page_work(host, new_container, new_daemon, 
         made = container.interfaces() - before
         assert len(made) == 1
         assert done.stdout == (made.pop() + '\n' if '-v' in words else '')
-    assert container.interfaces() == {'lo', 'vde0', 'vde1', 'lan0', 'eth0', 'vde2'}
+    assert container.interfaces() == {'lo', 'vde0', 'vde1', 'vde2', 'lan0', 'eth0', 'vde3'}
     for vnl in 'vxvde://', 'vxvde://239.9.9.9', 'vxvde://239.1.2.3/vni=7', 'null://':
         wait_until(lambda: 'open interface: %s (' % vnl in daemon.log(), what=vnl + ' in the log')
 
@@ -244,6 +260,19 @@ def test_the_examples_of_the_daemons_page_are_accepted(vdelxcd):
         assert options['socket'] == '/tmp/vde/vdelxcs'
         if options['vnl']:
             vdelxcd.read_vnl(options['vnl'])
+
+
+def test_the_page_shows_what_the_examining_options_print(vdelxcd, capsys, tmp_path):
+    file = tmp_path / 'rules'
+    file.write_text(next(rules for title, rules, _ in rule_examples()
+                         if title == 'Rules: nested networks'))
+    shown = re.search(r'^(# vdelxcd --check-config.*?)^\.Ed', read('man/vdelxcd.1'), re.S | re.M)
+    commands = re.findall(r'^# vdelxcd (.*)\n((?:[^#].*\n)+)', shown.group(1), re.M)
+    assert len(commands) == 2
+    for command, output in commands:
+        words = [word.replace('/etc/vdelxcd.rules', str(file)) for word in shlex.split(command)]
+        assert vdelxcd.main(words) == 0
+        assert tuple(capsys.readouterr()) == (output.replace('/etc/vdelxcd.rules', str(file)), '')
 
 
 def test_the_scheme_of_the_readme_is_one_class_and_one_line(host, new_container, closing, tmp_path):

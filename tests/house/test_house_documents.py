@@ -48,7 +48,7 @@ def help_lines(text):
 
 def options_in(line):
     """The options that a line names before its description."""
-    return set(re.findall(r'(?:^|[\s,])(--?[a-z][a-z-]*)', re.split(' {2,}', line.strip())[0]))
+    return set(re.findall(r'(?:^|[\s,])(--?[A-Za-z][a-z-]*)', re.split(' {2,}', line.strip())[0]))
 
 
 def manual_options(name):
@@ -76,6 +76,16 @@ def test_help_shows_which_options_take_a_value(name, taken, vdelxcc, vdelxcd):
         if re.match(r' +(-\w, )? *--[a-z-]+ [A-Z]', line):
             taking |= options_in(line)
     assert taking == taken(name)[1]
+
+
+def test_the_completion_knows_all_options_and_schemes_and_no_other(options, taken, vdelxcc,
+                                                                   vdelxcd):
+    words = set(re.findall(r"[^\s'=();|]+", vdelxcc.COMPLETION.split('\n', 1)[1]))
+    assert {word for word in words if re.match('--?[A-Za-z]', word)} - {
+        '-e', '-f', '-o', '-F', '-W'} == options('vdelxcc')
+    assert {word[:-3] for word in words if word.endswith('://')} == set(vdelxcd.PLUGS)
+    places = re.findall(r'^ {8}(-\S+)\)', vdelxcc.COMPLETION, re.M)
+    assert set('|'.join(places).split('|')) == taken('vdelxcc')[1]
 
 
 @pytest.mark.parametrize('name', PROGRAMS)

@@ -199,14 +199,18 @@ class Switch:
 class Member:
     """A VDE program at a switch or node, with nothing hidden: its two sockets."""
 
-    def __init__(self, path, directory, text=b'member', port=0):
+    def __init__(self, path, text=b'member', port=0):
         self.control = socket.socket(socket.AF_UNIX)
         self.control.settimeout(5)
         self.control.connect(os.path.join(path, 'ctl'))
         self.data = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.data.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-        self.name = tempfile.mktemp(dir=str(directory), prefix='vde.')
+        self.name = tempfile.mktemp(dir=path, prefix='.')
         self.data.bind(self.name)
+        owner = os.stat(os.path.join(path, 'ctl'))
+        if owner.st_uid not in (0, os.geteuid()):           # as libvdeplug has it
+            os.chown(self.name, -1, owner.st_gid)
+            os.chmod(self.name, 0o770)
         self.control.sendall(struct.pack('=III', MAGIC, 3, port << 8)
                              + SOCKADDR_UN.pack(1, os.fsencode(self.name)) + text)
         answer = self.control.recv(200)
@@ -273,9 +277,39 @@ def carrier(namespace, name='vde0'):
     return 'NO-CARRIER' not in namespace.ip('-o link show ' + name).stdout
 
 
+def parent(pid):
+    """The pid of a process's parent; 0 when it is gone."""
+    try:
+        with open('/proc/%d/stat' % pid) as file:
+            return int(file.read().rpartition(')')[2].split()[1])
+    except OSError:
+        return 0
+
+
+def group_of(pid):
+    """The effective group of a process."""
+    with open('/proc/%d/status' % pid) as file:
+        return int(file.read().partition('Gid:')[2].split()[1])
+
+
+def process_name(pid):
+    """What ps shows of a process; '' when it is gone."""
+    try:
+        with open('/proc/%d/comm' % pid) as file:
+            return file.read().strip()
+    except OSError:
+        return ''
+
+
+def session_pids(daemon):
+    """The pids of the sessions of a daemon; of relay and keeper it is the keeper's."""
+    pids = [pid for pid in daemon.pids() if process_name(pid).startswith('vdelxcd:')]
+    return [pid for pid in pids if parent(pid) not in pids]
+
+
 def session_pid(daemon):
     """The pid of the one session of a daemon."""
-    pids = [pid for pid in daemon.pids() if pid != daemon.process.pid]
+    pids = session_pids(daemon)
     assert len(pids) == 1, pids
     return pids[0]
 

@@ -68,7 +68,7 @@ def test_success_is_silent_and_v_prints_the_name(container, daemon):
     done = container.client('-s', daemon.socket, 'null://')
     assert (done.stdout, done.stderr) == ('', '')
     done = container.client('--socket=' + daemon.socket, '--verbose', 'null://')
-    assert (done.stdout, done.stderr) == ('vde1\n', '')
+    assert done.stdout == 'vde1\n' and done.stderr.count('\nvdelxcc: vde1: ') == 2
     assert container.interfaces() == {'lo', 'vde0', 'vde1'}
 
 
@@ -289,8 +289,8 @@ def saying(*pieces):
 @pytest.mark.parametrize('pieces', [[b'0\0'], [b'0', b'\0'], [b'0'], [b'0\0mtu=1450\0']])
 def test_a_complete_zero_is_success(container, fake, pieces):
     path = fake(saying(*pieces), keep=True)
-    done = container.client('-s', path, '-v', 'vxvde://x')
-    assert (done.stdout, done.stderr) == ('vde0\n', '')
+    done = container.client('-s', path, 'vxvde://x')
+    assert (done.stdout, done.stderr) == ('', '')
     assert fake.daemon.requests == [b'vxvde://x\0'] and len(fake.daemon.fds) == 1
     assert 'vde0' in container.interfaces()             # the fake daemon holds it
     name, flags = struct.unpack('16sH22x', fcntl.ioctl(fake.daemon.fds[0], 0x800454d2, bytes(40)))
@@ -414,7 +414,7 @@ def test_an_interrupted_client_leaves_no_interface(container, fake):
 def test_it_runs_from_standard_input(container, daemon):
     with open(CLIENT) as script:
         done = container.run(PYTHON, '-', '-v', '-s', daemon.socket, 'null://', stdin=script)
-    assert (done.stdout, done.stderr) == ('vde0\n', '')
+    assert done.stdout == 'vde0\n'
     assert 'vde0' in container.interfaces()
 
 

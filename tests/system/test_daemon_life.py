@@ -636,10 +636,12 @@ class Syslog:
         self.path = os.path.join(str(directory), 'log')
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.bind(self.path)
+        os.chmod(self.path, 0o666)          # relays are nobody
+        os.chmod(str(directory), 0o755)
         self.wrap = in_mounts(
             'cd %s; touch null; mount --bind /dev/null null; mount -t tmpfs none /dev\n'
-            'touch /dev/null; mount --bind null /dev/null; ln -s %s /dev/log' % (
-                directory, self.path))
+            'touch /dev/null; mount --bind null /dev/null; mkdir /dev/d; mount --bind . /dev/d\n'
+            'ln -s /dev/d/log /dev/log' % directory)
         self.lines = []
 
     def read(self):

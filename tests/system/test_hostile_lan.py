@@ -246,7 +246,7 @@ def test_a_flood_of_macs_costs_little_and_the_known_are_learned_again(lan, new_s
     tail = frame(60, 0)[12:]
     flood = (HEADER + EVERYONE + mac(number) + tail for number in range(1 << 20, (1 << 20) + count))
     with scene.innocents.pinging():
-        lan.send(flood, (GROUP, PORT))
+        lan.send(flood, scene.near)
     used = private_memory(scene.session)
     print('private memory: %d kB when idle, %d kB after %d MACs' % (
         idle >> 10, used >> 10, count))
@@ -330,16 +330,16 @@ def test_a_cable_that_is_pulled_and_an_address_that_goes_are_survived(lan, new_s
     scene = new_scene()
     victims = scene.victims
 
-    def interrupted(ip, off, on):
+    def interrupted(ip, off, on, seconds=1):
         """Nothing passes between the two commands; then it does again."""
         ip(off)
-        done = victims.pinger.run('ping', '-n', '-i', '0.2', '-w', '2', '10.0.0.2', check=False)
+        done = victims.pinger.run('ping', '-n', '-i', '0.2', '-w', seconds, '10.0.0.2', check=False)
         assert done.returncode == 1
         ip(on)
         back_in_time(victims.pinger, '10.0.0.2')
         back_in_time(victims.other, '10.0.0.1')
     with scene.innocents.pinging():
-        interrupted(lan.near.ip, 'link set eth0 down', 'link set eth0 up')
+        interrupted(lan.near.ip, 'link set eth0 down', 'link set eth0 up', 2)
         interrupted(lan.enemy.ip, 'link set port1 down', 'link set port1 up')
     interrupted(lan.near.ip, 'addr del %s/24 dev eth0' % NEAR, 'addr add %s/24 dev eth0' % NEAR)
     scene.prove()

@@ -228,7 +228,7 @@ def test_a_member_that_never_reads_holds_up_no_other_and_costs_little(
     daemon, path = new_daemon(host), str(tmp_path / 'hub')
     hub = new_bystanders(daemon, vnl='hub://' + path, net='10.0.0')
     bystanders = new_bystanders(daemon)
-    idle, loud = (closing(peers.Member(path, tmp_path)) for _ in range(2))
+    idle, loud = (closing(peers.Member(path)) for _ in range(2))
     loud.data.settimeout(5)
     flood = [frame(9000, 5, seed=seed) for seed in range(1000)]
     with bystanders.pinging():

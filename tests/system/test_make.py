@@ -131,6 +131,8 @@ def check_story(done, python):
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ''
     assert done.stdout.count(' 3 received, 0% packet loss') == 3, done.stdout
+    steps = re.findall(r'^\[(\d)/(\d)\] ', done.stdout, re.M)
+    assert steps == [(str(number), str(len(steps))) for number in range(1, len(steps) + 1)] != []
     for command in ('(host)$ %s vdelxcd.py -d ' % python, '(a)$ %s vdelxcc.py ' % python,
                     '(b)$ %s vdelxcc.py ' % python, '(a)$ ping ', '(b)$ ping '):
         assert command in done.stdout
@@ -365,14 +367,21 @@ def test_install_puts_everything_in_its_place_and_uninstall_removes_just_that(tr
     run('sh', '-c', 'umask 077; exec make install "$@"', 'sh', *place, cwd=tree)
     expected = {name: 0o644 for name in manual_pages()}
     expected.update({'bin/vdelxcc': 0o755, 'bin/vdelxcd': 0o755})
+    completions = 'share/bash-completion/completions/'
+    expected.update({completions + 'vdelxcc': 0o644, completions + 'vdelxcd': 0o644})
     assert files_in(destination) == {'opt/vde/' + name: mode for name, mode in expected.items()}
     for name in 'vdelxcc', 'vdelxcd':
         program = destination / 'opt/vde/bin' / name
         assert program.read_bytes() == open(os.path.join(ROOT, name + '.py'), 'rb').read()
         assert run(str(program), '--version').stdout.startswith(name + ' ')
-    (destination / 'opt/vde/bin/other').write_text('not ours')
+        script = run(PYTHON, str(program), '--completion', 'bash').stdout
+        assert read(str(destination), 'opt/vde', completions + name) == script
+        assert re.search(r'^complete .* %s\b' % name, script, re.M)
+    for directory in 'bin', completions:
+        (destination / 'opt/vde' / directory / 'other').write_text('not ours')
     make('uninstall', *place, cwd=tree)
-    assert list(files_in(destination)) == ['opt/vde/bin/other']
+    assert sorted(files_in(destination)) == [
+        'opt/vde/bin/other', 'opt/vde/%sother' % completions]
     make('uninstall', *place, cwd=tree)         # nothing there: nothing to do
 
 

@@ -35,7 +35,7 @@ def node(host, new_container, new_daemon, closing, path, tmp_path):
 def members(closing, path, tmp_path):
     """members(count) joins the node that many times, by hand."""
     def make(count):
-        return [closing(Member(path, tmp_path)) for _ in range(count)]
+        return [closing(Member(path)) for _ in range(count)]
     return make
 
 
@@ -180,7 +180,8 @@ def test_errors(host, new_container, new_daemon, tmp_path):
 # ---- permissions --------------------------------------------------------------------------------
 
 MODES = [                               # options -> mode of ctl and fdN, of the directory; group
-    ('', 0o600, 0o2700, 0), ('[mode=0660]', 0o660, 0o2770, 0), ('[mode=666]', 0o666, 0o2777, 0),
+    ('', 0o600, 0o2700, None), ('[mode=0660]', 0o660, 0o2770, None),
+    ('[mode=666]', 0o666, 0o2777, None),
     ('[mode=660/dirmode=0750/grp=12345]', 0o660, 0o750, 12345)]
 
 
@@ -189,8 +190,10 @@ def test_modes_and_groups_are_those_that_were_asked_for(host, new_container, new
     daemon, c = new_daemon(host), new_container('c')
     for options, mode, directory_mode, group in MODES:
         join(c, daemon, 'switch://' + path + options)
-        closing(Member(path, tmp_path))
+        closing(Member(path))
         status = os.stat(path)
+        if group is None:               # that of the relay
+            group = peers.group_of(max(daemon.pids()))
         assert (stat.S_IMODE(status.st_mode), status.st_gid) == (directory_mode, group), options
         names = os.listdir(path)
         assert len(names) == 2
@@ -366,11 +369,12 @@ def test_malformed_requests_hurt_nobody(node, members, path, tmp_path):
     expect(port, frame(seed=1))
     slow = conns[4]                         # a request may come in pieces
     data = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    data.bind(str(tmp_path / 'vde.late'))
+    data.bind(path + '/.late')
+    os.chmod(path + '/.late', 0o777)
     slow = socket.socket(socket.AF_UNIX)
     slow.settimeout(5)
     slow.connect(path + '/ctl')
-    for byte in good + address('vde.late'):
+    for byte in good + peers.SOCKADDR_UN.pack(1, os.fsencode(path + '/.late')):
         slow.sendall(bytes([byte]))
     assert slow.recv(200)[2:].startswith(os.fsencode(path) + b'/fd')
     for conn in conns:
@@ -381,6 +385,7 @@ def test_malformed_requests_hurt_nobody(node, members, path, tmp_path):
     assert data.recv(9000)
     slow.close()
     data.close()
+    os.unlink(path + '/.late')
     wait_until(lambda: len(os.listdir(path)) == 2)
     assert 'internal error' not in daemon.log()
     with service, pytest.raises(BlockingIOError):
@@ -403,12 +408,14 @@ def test_odd_datagrams_are_no_frames(node, members):
 def test_a_node_that_does_not_answer_is_told_as_such(host, new_container, new_daemon, path):
     daemon, c, d = new_daemon(host), new_container('c'), new_container('d')
     join(c, daemon, 'hub://' + path)
-    owner = session_pid(daemon)
-    os.kill(owner, peers.signal.SIGSTOP)
+    owners = [pid for pid in daemon.pids() if pid != daemon.process.pid]    # relay and keeper
+    for pid in owners:
+        os.kill(pid, peers.signal.SIGSTOP)
     done = d.client('-s', daemon.socket, 'hub://' + path, check=False)
     assert done.returncode == 1 and os.strerror(110) in done.stderr
     assert 'hub://%s (vde0' % path in daemon.log() and 'no answer' in daemon.log()
-    os.kill(owner, peers.signal.SIGCONT)
+    for pid in owners:
+        os.kill(pid, peers.signal.SIGCONT)
     join(d, daemon, 'hub://' + path)
 
 

@@ -192,9 +192,18 @@ def test_a_plain_request_has_no_keys_and_needs_one_connection(new_container, clo
     path = str(tmp_path / 'vdelxcs')
     daemon, c = closing(PlainDaemon(path)), new_container('c')
     assert c.client('-s', path, 'vxvde://').stderr == ''
-    assert c.client('-v', '-s', path, 'vxvde://').stderr == ''
-    assert c.client('-s', path, '--mtu', '1400', 'vxvde://').stderr == ''
-    assert daemon.requests == 3 * [b'vxvde://\0']
+    assert c.client('-s', path, '-i', 'lan0', '-t', '3', 'vxvde://').stderr == ''
+    assert daemon.requests == 2 * [b'vxvde://\0']
+
+
+@pytest.mark.parametrize('argv', [['-v'], ['-u'], ['-a', '10.0.0.1/24'], ['--mac', 'auto:x'],
+                                  ['--mtu', '1400']])
+def test_a_request_with_other_options_has_no_keys_either_for_a_plain_daemon(
+        new_container, closing, tmp_path, argv):
+    path = str(tmp_path / 'vdelxcs')
+    daemon, c = closing(PlainDaemon(path)), new_container('c')
+    c.client('-s', path, *(argv + ['vxvde://']))
+    assert daemon.requests == [b'\0hello=1\0', b'vxvde://\0']
 
 
 def mtu(container):
@@ -250,7 +259,7 @@ def test_v_says_when_the_mtu_does_not_fit(host, new_host, new_container, new_dae
     done = c.client('-v', '-s', daemon.socket, '--mtu', '1500', 'vxvde://')
     assert done.stdout == 'vde0\n' and '1500' in done.stderr and '1450' in done.stderr
     done = c.client('-v', '-s', daemon.socket, '--mtu', '1450', 'vxvde://')
-    assert (done.stdout, done.stderr) == ('vde1\n', '')
+    assert done.stdout == 'vde1\n' and 'does not fit' not in done.stderr
 
 
 def test_the_daemon_answers_a_greeting_and_nothing_is_logged(pair):
@@ -263,6 +272,7 @@ def test_the_daemon_answers_a_greeting_and_nothing_is_logged(pair):
         for part in iter(lambda: conn.recv(4096), b''):
             answer += part
     assert answer.startswith(b'0\0') and b'offload=1\0' in answer and b'mtu=1\0' in answer
+    assert b'reason=1\0' in answer
     wait_until(lambda: len(daemon.pids()) == 1)
     assert daemon.log() == ''
 

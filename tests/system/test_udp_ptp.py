@@ -165,8 +165,7 @@ def test_ptp_between_containers_the_other_end_comes_back(pair, tmp_path):
         wait_until(lambda: carrier(a), timeout=6)
         a.ping('10.0.0.2')
         if number:
-            pids = [pid for pid in daemon.pids() if pid != daemon.process.pid]
-            os.kill(max(pids), number)
+            os.kill(max(peers.session_pids(daemon)), number)
         else:
             b.ip('link del vde0')
         wait_until(lambda: 'vde0' not in b.interfaces())

@@ -318,7 +318,7 @@ def test_frames_written_while_the_switch_is_away_are_dropped_and_harm_nothing(
             pass
     switch.restart()
     wait_until(lambda: carrier(c), timeout=6)
-    far = peers.Member(switch.path, os.path.dirname(switch.management))
+    far = peers.Member(switch.path)
     closing(far)
     port.send(frame(seed=5000))
     expect(far, frame(seed=5000))
@@ -335,7 +335,7 @@ def test_a_switch_that_stands_still_holds_up_nothing(pair, new_switch, closing):
     started = time.monotonic()
     port.send(*[frame(1514, seed=seed) for seed in range(3000)])
     a.ip('link del vde0')
-    wait_until(lambda: len(daemon.pids()) == 2, timeout=3, what='the session ends')
+    wait_until(lambda: len(peers.session_pids(daemon)) == 1, timeout=3, what='the session ends')
     assert time.monotonic() - started < 4
     assert carrier(b)
     switch.process.send_signal(signal.SIGCONT)

@@ -70,7 +70,7 @@ def test_tags_between_the_container_and_the_network(hub, new_container, closing)
         check_map(near, far, pairs)
         near.close()
         c.ip('link del vde0')
-        wait_until(lambda: len(daemon.pids()) == 2)
+        wait_until(lambda: len(peers.session_pids(daemon)) == 1)
 
 
 def test_priority_tags_keep_their_priority(hub, new_container, closing):
@@ -177,7 +177,7 @@ def test_a_node_inside_of_a_vlan_has_the_tagged_frames(host, new_container, new_
     daemon, c, path = new_daemon(host), new_container('c'), str(tmp_path / 'node')
     join(c, daemon, 'vlan://5{switch://%s}' % path)
     near = closing(RawPort(c, 'vde0'))
-    one, two = [closing(peers.Member(path, tmp_path)) for _ in range(2)]
+    one, two = [closing(peers.Member(path)) for _ in range(2)]
     near.send(frame(source=9))
     expect(one, frame(source=9, tags=[(Q, 5)]))
     expect(two, frame(source=9, tags=[(Q, 5)]))
@@ -185,7 +185,7 @@ def test_a_node_inside_of_a_vlan_has_the_tagged_frames(host, new_container, new_
     expect(near, frame(source=1, target=9))
     two.close()
     wait_until(lambda: len(os.listdir(path)) == 2)
-    three = closing(peers.Member(path, tmp_path))
+    three = closing(peers.Member(path))
     near.send(frame(seed=2))
     expect(three, frame(seed=2, tags=[(Q, 5)]))
 
@@ -199,7 +199,7 @@ def test_a_vlan_waits_for_its_network(host, new_container, new_daemon, closing, 
     wait_until(lambda: not carrier(c), timeout=1)
     switch.restart()
     wait_until(lambda: carrier(c), timeout=6)
-    far = closing(peers.Member(switch.path, tmp_path))
+    far = closing(peers.Member(switch.path))
     near.send(frame())
     expect(far, frame(tags=[(AD, 6), (Q, 5)]))
 

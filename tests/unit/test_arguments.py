@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 
 import pytest
@@ -32,6 +33,15 @@ def run(script, *argv, **more):
     (['-vt3', 'x'], {'verbose': '', 'vnl': 'x', 'timeout': 3.0}),
     (['--', '-s'], {'vnl': '-s', 'timeout': 10.0}),
     (['-i', '-s', 'x'], {'iface': '-s', 'vnl': 'x', 'timeout': 10.0}),
+    (['-u', '--mtu', '68', '--mac=2:0:0:A:b:01'],
+     {'up': '', 'mtu': '68', 'mac': b'\2\0\0\n\x0b\1', 'vnl': '', 'timeout': 10.0}),
+    (['-a10.0.0.1/8', '-a', 'fd00::1/128', '-g', '10.0.0.2', '-gfe80::1'],
+     {'address': [(socket.AF_INET, b'\n\0\0\1', 8, '10.0.0.1/8'),
+                  (socket.AF_INET6, b'\xfd' + bytes(14) + b'\1', 128, 'fd00::1/128')],
+      'gateway': [(socket.AF_INET, b'\n\0\0\2', '10.0.0.2'),
+                  (socket.AF_INET6, b'\xfe\x80' + bytes(13) + b'\1', 'fe80::1')],
+      'vnl': '', 'timeout': 10.0}),
+    (['-vD', 'vde0'], {'verbose': '', 'delete': 'vde0', 'vnl': '', 'timeout': 10.0}),
 ])
 def test_the_client_takes_options_and_arguments_in_any_order(vdelxcc, argv, expected):
     assert vdelxcc.parse_arguments(argv) == expected
@@ -42,6 +52,30 @@ def test_the_client_takes_options_and_arguments_in_any_order(vdelxcc, argv, expe
     (['--socket'], 'socket'), (['--ver'], 'ver'), (['--verbose=1'], 'verbose'), (['-t', 'x'], 'x'),
     (['-t', '0'], '0'), (['-t', '-1'], '-1'), (['-t', 'nan'], 'nan'), (['-t', 'inf'], 'inf'),
     (['-t', ''], '-t'), (['-d'], '-d'),
+    (['--mtu', '67'], '68'), (['--mtu', '65522'], '65521'), (['--mtu', '9' * 5000], '65521'),
+    (['--mtu', '\u00b2'], '65521'), (['--mtu', '1279', '-a', 'fd00::1/64'], '1280'),
+    (['-a', '10.0.0.1'], 'for example 10.0.0.1/24'), (['-a', 'fd00::1'], 'for example fd00::1/64'),
+    (['-a', ''], 'not an IPv4'), (['-a', '10.0.0/24'], 'not an IPv4'),
+    (['-a', '1.2.3.256/24'], 'not an'), (['-a', 'fd00::1::2/64'], 'not an'),
+    (['-a', 'fe80::1%lo/64'], 'not an'), (['-a', 'x/24'], 'not an'),
+    (['-a', '10.0.0.1/33'], '1 to 32'), (['-a', '10.0.0.1/0'], '1 to 32'),
+    (['-a', '10.0.0.1/'], '1 to 32'), (['-a', '10.0.0.1/-1'], '1 to 32'),
+    (['-a', '10.0.0.1/2 '], '1 to 32'), (['-a', 'fd00::1/129'], '1 to 128'),
+    (['-a', '10.0.0.1/' + '9' * 5000], '1 to 32'), (['-a', '10.0.0.1/\u00b2'], '1 to 32'),
+    (['-a', '10.0.0.1/255.255.255.0'], '1 to 32'), (['-a', '10.0.0.0/24'], 'whole network'),
+    (['-a', '10.0.0.255/24'], 'whole network'), (['-a', '0.0.0.0/8'], 'no address of a host'),
+    (['-a', '127.0.0.1/8'], 'no address'), (['-a', '224.0.0.1/8'], 'no address of a host'),
+    (['-a', '255.255.255.255/32'], 'no address'), (['-a', '::/64'], 'no address of a host'),
+    (['-a', '::1/128'], 'no address'), (['-a', 'ff02::1/64'], 'no address of a host'),
+    (['-a', '10.0.0.1/24', '-a', '10.0.0.1/25'], 'twice'), (['-g', '10.0.0.1/24'], 'not an IPv4'),
+    (['-g', '10.0.0.1', '-g', '10.0.0.2'], 'one for IPv4'), (['-g', '0.0.0.0'], 'no address'),
+    (['-a', '10.0.0.1/24', '-g', '10.0.0.1'], 'itself'), (['-g', ''], 'not an IPv4'),
+    (['--mac', '02:00:00:00:00'], 'auto:TEXT'), (['--mac', 'auto:'], 'auto:TEXT'),
+    (['--mac', '02:00:00:00:00:00:01'], 'auto:TEXT'), (['--mac', '02:00:00:00:00:001'], 'auto'),
+    (['--mac', '2:0:0:0:0:+1'], 'auto'), (['--mac', '2:0:0:0:0:\u0663'], 'auto'),
+    (['--mac', '01:00:5e:00:00:01'], 'single'), (['--mac', '0:0:0:0:0:0'], 'single'),
+    (['-D', 'vde0', 'vxvde://'], 'only -v'), (['-D', 'vde0', '-u'], 'only -v'),
+    (['--completion', 'fish'], 'bash'), (['--completion', ''], 'bash'),
 ])
 def test_a_command_line_of_the_client_that_makes_no_sense_is_told(vdelxcc, capsys, argv, word):
     assert vdelxcc.main(argv) == 1
@@ -50,6 +84,29 @@ def test_a_command_line_of_the_client_that_makes_no_sense_is_told(vdelxcc, capsy
     assert out == ''
     assert fault.startswith('vdelxcc: ') and word in fault
     assert usage == 'Usage: vdelxcc [OPTION]... [VNL]'
+
+
+def test_the_hash_is_the_published_fnv1a(vdelxcc):
+    """The vectors of draft-eastlake-fnv."""
+    for data, value in ((b'', 0xcbf29ce484222325), (b'a', 0xaf63dc4c8601ec8c),
+                        (b'foobar', 0x85944171f73967e8)):
+        assert vdelxcc.fnv1a(data) == value
+
+
+@pytest.mark.parametrize('text, mac', [
+    ('foobar', '4271f739e27c'),             # 8594 4171f73967e8: 67e8 ^ 8594 = e27c, 41 -> 42
+    ('a', 'de4c860143ef'),                  # af63 dc4c8601ec8c: ec8c ^ af63 = 43ef, dc -> de
+    ('bb1', 'e219134110be'), (os.fsdecode(b'\xc3\xa9\xff'), None), ('x' * 5000, None),
+])
+def test_a_mac_address_of_a_text_is_stable_and_locally_administered(vdelxcc, text, mac):
+    found = vdelxcc.read_mac('auto:' + text)
+    assert len(found) == 6 and found[0] & 3 == 2
+    assert mac in (None, found.hex())
+
+
+def test_mac_addresses_of_similar_texts_differ(vdelxcc):
+    texts = ['auto:c%d' % number for number in range(5000)]
+    assert len({vdelxcc.read_mac(text) for text in texts}) == len(texts)
 
 
 def test_the_client_refuses_a_vnl_of_more_than_4095_bytes(vdelxcc, capsys):
@@ -73,11 +130,35 @@ def test_the_client_refuses_a_vnl_of_more_than_4095_bytes(vdelxcc, capsys):
      {'rcfile': '/a', 'pidfile': '/b', 'mode': 0, 'verbose': '', 'daemon': ''}),
     (['-dp/x', '/s'], {'daemon': '', 'pidfile': '/x'}),
     (['--', '/s', '-v'], {'vnl': '-v'}),
+    (['--user', 'x:y', '--max-s=3', '--max-p', '2', '/s'],
+     {'user': 'x:y', 'max-sessions': 3, 'max-per-container': 2}),
+    (['/s', '--ready-fd', '3', '--ready-fd=4'], {'ready-fd': 3}),
 ])
 def test_the_daemon_takes_options_and_arguments_in_any_order(vdelxcd, argv, expected):
     options = vdelxcd.parse_arguments(argv)
+    everywhere = {'socket': '/s', 'max-sessions': 2048, 'max-per-container': 256}
     assert {name: value for name, value in options.items() if value is not None} == dict(
-        expected, socket='/s')
+        everywhere, **expected)
+
+
+@pytest.mark.parametrize('argv, socket, vnl', [
+    ([], None, None), (['/s'], '/s', None), (['x://'], None, 'x://'), (['/s', '/v'], '/s', '/v'),
+    (['x://', 'y://'], 'x://', 'y://'), (['/a://b', '/v'], '/a://b', '/v'),
+])
+@pytest.mark.parametrize('more', [['--check-config'], ['--test', 'z://'], ['inherited']])
+def test_where_no_socket_is_needed_one_argument_is_the_vnl_when_it_has_a_scheme(
+        vdelxcd, argv, socket, vnl, more):
+    inherited = more == ['inherited']
+    options = vdelxcd.parse_arguments(argv if inherited else more + argv, inherited)
+    if inherited and socket:
+        socket = os.path.abspath(socket)
+    assert (options['socket'], options['vnl']) == (socket, vnl)
+
+
+def test_an_argument_too_many_is_told_whatever_is_asked(vdelxcd):
+    for more in [], ['--check-config'], ['--test', 'z://']:
+        with pytest.raises(vdelxcd.Usage):
+            vdelxcd.parse_arguments(more + ['/s', 'x://', 'y://'], True)
 
 
 def test_paths_of_the_daemon_are_fixed_before_it_detaches(vdelxcd):
@@ -93,7 +174,12 @@ def test_paths_of_the_daemon_are_fixed_before_it_detaches(vdelxcd):
     (['/s', '--ver'], 'ver'), (['/s', '-m', '8'], '8'), (['/s', '-m', ''], '-m'),
     (['/s', '-m', '1777'], '1777'), (['/s', '-m', '-1'], '-1'), (['/s', '-m', '0o600'], '0o600'),
     (['/s', '-m', 'rw'], 'rw'), (['/s', '-i', 'x'], '-i'), ([''], 'empty'),
-    (['/s', '-f', ''], 'empty'), (['/s', '-p', ''], 'empty'),
+    (['/s', '-f', ''], 'empty'), (['/s', '-p', ''], 'empty'), (['/s', '--ready-fd', 'x'], 'x'),
+    (['/s', '--ready-fd', ''], '--ready-fd'), (['/s', '--ready-fd', '-1'], '-1'),
+    (['/s', '--ready-fd', '1\u0662'], '1'), (['/s', '--ready-fd', '9' * 30], '999'),
+    (['--completion', 'zsh'], 'zsh'), (['--completion', ''], 'bash'), (['--completion'], 'value'),
+    (['--test'], '--test'), (['--check-config=x'], 'check-config'),
+    (['--check-config', '-f', ''], 'empty'), (['--test', '', '-m', '8'], '8'),
 ])
 def test_a_command_line_of_the_daemon_that_makes_no_sense_is_told(vdelxcd, argv, word):
     with pytest.raises(vdelxcd.Usage) as caught:

@@ -282,7 +282,7 @@ def test_a_reader_that_takes_bits_gets_whole_frames_in_order(vdelxcd, fuzz, comm
 class Inner:
     """The network inside of a VLAN: what is sent to it, and what it has for us."""
 
-    headroom, drops, changed = 0, 0, False
+    headroom, drops, changed, groups = 0, 0, False, ()
 
     def send(self, burst):
         self.sent = frames_of(burst)

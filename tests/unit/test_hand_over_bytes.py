@@ -304,6 +304,16 @@ def test_the_client_and_the_daemon_understand_each_other(vdelxcc, vdelxcd, ends,
     os.close(fd)
 
 
+def test_a_reason_is_ascii_short_and_only_for_who_named_the_network(vdelxcd):
+    def reason(number, sentence, told='', vnl='x://'):
+        return vdelxcd.reason_for(vdelxcd.Failure(number, sentence, told), vnl)
+    assert reason(errno.EINVAL, 'secret') == ''
+    assert reason(errno.EACCES, 'secret') == 'the daemon may not open it'
+    assert reason(errno.EINVAL, 'secret', 'no such option') == 'no such option'
+    assert reason(errno.EINVAL, 'secret', 'no such option', vnl='') == ''
+    assert reason(errno.EINVAL, 'secret', '\xe9' * 5000) == '?' * 600
+
+
 @pytest.mark.parametrize('path', ['/dev/null', '/dev/zero', '/', '/proc/self/status'])
 def test_what_is_no_tap_is_refused(vdelxcd, path):
     fd = os.open(path, os.O_RDONLY)
