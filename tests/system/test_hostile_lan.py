@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 GROUP, PORT = '239.0.0.1', 14789
 NEAR, FAR, ENEMY = '192.0.2.1', '192.0.2.2', '192.0.2.66'
 HEADER = bytes.fromhex('0800000000000100')          # the VNI is 1
-ROOM = 1000                             # datagrams that wait in a session's socket at most
+ROOM = 2500                             # datagrams that wait in a session's socket at most
 
 SUSPECT = """
 print('ready', flush=True)
