@@ -255,7 +255,7 @@ def test_requests_full_of_faults_are_refused_and_hold_up_no_node(
         1, os.fsencode(path) + b'/.data') + b'somebody'
     held = []
     with bystanders.pinging(), members.pinging():
-        for _ in fuzz.rounds(600):
+        for _ in fuzz.rounds(2000):
             conn = socket.socket(socket.AF_UNIX)
             conn.settimeout(5)
             conn.connect(path + '/ctl')
