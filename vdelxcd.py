@@ -425,6 +425,7 @@ rights = Rights()
 # before a rule sees the VNL; what a rule judged is what is opened.
 
 HEX_DIGITS = b'0123456789abcdefABCDEF'
+HEX_LETTERS = frozenset('0123456789abcdef')     # as in the canonical form of an IPv6 address
 SCHEME_LETTERS = frozenset('abcdefghijklmnopqrstuvwxyz0123456789_-')
 
 
@@ -440,6 +441,9 @@ class Vnl:
     exact       head with every default filled in and the options sorted: what a permission means
     network     frozenset of (what, value): the scheme, the address and the options that name the
                 network of this level, defaults filled in: what a denial means
+    networks    set of the networks (such sets) of which it opens one: that one, or one that the
+                plug falls back to
+    places      the addresses of these, frozenset of str: where on this host it may be opened
     named       the part of network that the text states; of the address it always is the whole
     spellings   frozenset of texts of this level that name the same network, whatever the options
                 that do not name it: what a denied prefix is compared with
@@ -448,12 +452,14 @@ class Vnl:
     """
 
     def __init__(self, scheme, address, options, nested, head, exact=None, network=None, named=None,
-                 spellings=(), command=False, ours=True):
+                 spellings=(), command=False, ours=True, fallbacks=(), places=None):
         self.scheme, self.address, self.options, self.nested = scheme, address, options, nested
         self.head, self.command, self.ours = head, command, ours
         self.exact = exact or head
         self.text = '%s{%s}' % (head, nested.text) if nested else head
         self.network = frozenset(network or [('scheme', scheme), ('address', address)])
+        self.networks = {self.network} | set(map(frozenset, fallbacks))
+        self.places = frozenset(places or (dict(each)['address'] for each in self.networks))
         self.named = frozenset(named or self.network)
         self.spellings = frozenset(spellings) | {self.head, self.exact}
 
@@ -600,15 +606,20 @@ def parse_vnl(text, schemes, depth=1):
         raise bad('%s', error)
     changed = {name: full[name] for name in sorted(full)
                if full[name] != plug.DEFAULTS.get(name, '')}
-    place, whole = [('scheme', scheme), ('address', full_address)], dict(plug.DEFAULTS, **full)
-    network = place + [(name, whole.get(name, '')) for name in plug.IDENTITY]
-    named = place + [(name, full[name]) for name in plug.IDENTITY if name in full]
-    identity = {name: changed[name] for name in plug.IDENTITY if name in changed}
-    texts = [head_text(plug, scheme, full_address, identity)]
-    if plug.fill_in('', identity)[0] == full_address:
-        texts.append(head_text(plug, scheme, '', identity))
+    named = [(name, full[name]) for name in plug.IDENTITY if name in full]
+    networks, texts = [], []
+    for other, given in [(full_address, full)] + plug.fallbacks(full_address, full):
+        whole, place = dict(plug.DEFAULTS, **given), plug.real_address(other)
+        networks.append([('scheme', scheme), ('address', place)]
+                        + [(name, whole.get(name, '')) for name in plug.IDENTITY])
+        identity = {name: given[name] for name in plug.IDENTITY if name in given
+                    and given[name] != plug.DEFAULTS.get(name, '')}
+        texts += [head_text(plug, scheme, name, identity) for name in (other, place)]
+        if plug.fill_in('', identity)[0] == other:
+            texts.append(head_text(plug, scheme, '', identity))
     return Vnl(scheme, address, options, inner, head_text(plug, scheme, address, options),
-               head_text(plug, scheme, full_address, changed), network, named, texts, plug.COMMAND)
+               head_text(plug, scheme, full_address, changed), networks[0], networks[0][:2] + named,
+               texts, plug.COMMAND, fallbacks=networks[1:])
 
 
 def head_text(plug, scheme, address, options):
@@ -728,7 +739,7 @@ class Rule:
             return self.allows and level.head.startswith(self.prefix)
         if self.vnl.nested:
             return False
-        return self.vnl.exact == level.exact if self.allows else self.vnl.network == level.network
+        return self.vnl.exact == level.exact if self.allows else self.vnl.network in level.networks
 
     def matches_whole(self, level):
         """Does the rule decide about this level together with all that it contains?"""
@@ -741,10 +752,11 @@ class Rule:
         ours, theirs = list(self.vnl.levels()), list(level.levels())
         if self.prefix is not None:
             return len(ours) <= len(theirs) and all(
-                mine.named <= other.network for mine, other in zip(ours, theirs))
+                any(mine.named <= network for network in other.networks)
+                for mine, other in zip(ours, theirs))
         if len(ours) != len(theirs) or (len(ours) == 1 and self.tag != 'default'):
             return False
-        return all(mine.exact == other.exact if self.allows else mine.network == other.network
+        return all(mine.exact == other.exact if self.allows else mine.network in other.networks
                    for mine, other in zip(ours, theirs))
 
 
@@ -868,7 +880,7 @@ def read_rules(path, default, parse, commands=False, warnings=None):
             if tag not in TAGS:
                 raise bad('%s: not a directive (%s)', printable(tag), ', '.join(TAGS))
             if tag.startswith('pfx'):
-                if text[-1:].isdigit():
+                if text[-1:].isdigit() or set(text.rpartition(':')[2] or 'x') <= HEX_LETTERS:
                     warnings.append('%s: the prefix ends inside a number: it also matches %s0'
                                     % (origin, printable(text)))
                 rules.append(Rule(origin, tag, prefix=text))
@@ -1025,6 +1037,8 @@ class Plug:
     bare_option()   the option that a word without '=' is the value of, or None
     normal_address()  the address in its one canonical form; raises ValueError
     fill_in()       address and options with what is left out filled in
+    real_address()  what an address, filled in, stands for on this host: what a denial means
+    fallbacks()     [(address, options)] that open() tries when there is no such network
     open(vnl, who)  the plug, its network open; who (str) is told to a switch that asks for it.
                     Raises Failure with the errno for the client
     """
@@ -1058,6 +1072,14 @@ class Plug:
     @staticmethod
     def fill_in(address, options):
         return address, dict(options)
+
+    @staticmethod
+    def real_address(address):
+        return address
+
+    @staticmethod
+    def fallbacks(address, options):
+        return []
 
     @classmethod
     def open(cls, vnl, who):
@@ -1478,7 +1500,8 @@ class IPv4:
     FAMILY, LEVEL, ANY = AF_INET, socket.IPPROTO_IP, '0.0.0.0'
     TTL, MULTICAST_TTL = socket.IP_TTL, socket.IP_MULTICAST_TTL
     MULTICAST_IF, MULTICAST_ALL = socket.IP_MULTICAST_IF, IP_MULTICAST_ALL
-    MULTICAST_LOOP, JOIN = socket.IP_MULTICAST_LOOP, socket.IP_ADD_MEMBERSHIP
+    MULTICAST_LOOP = socket.IP_MULTICAST_LOOP
+    JOIN, LEAVE = socket.IP_ADD_MEMBERSHIP, socket.IP_DROP_MEMBERSHIP
     MTU, MTU_DISCOVER, HEADERS = IP_MTU, IP_MTU_DISCOVER, 20 + 8    # bytes: IP and UDP headers
 
     @staticmethod
@@ -1503,7 +1526,8 @@ class IPv6:
     FAMILY, LEVEL, ANY = AF_INET6, socket.IPPROTO_IPV6, '::'
     TTL, MULTICAST_TTL = socket.IPV6_UNICAST_HOPS, socket.IPV6_MULTICAST_HOPS
     MULTICAST_IF, MULTICAST_ALL = socket.IPV6_MULTICAST_IF, IPV6_MULTICAST_ALL
-    MULTICAST_LOOP, JOIN = socket.IPV6_MULTICAST_LOOP, socket.IPV6_JOIN_GROUP
+    MULTICAST_LOOP = socket.IPV6_MULTICAST_LOOP
+    JOIN, LEAVE = socket.IPV6_JOIN_GROUP, socket.IPV6_LEAVE_GROUP
     MTU, MTU_DISCOVER, HEADERS = IPV6_MTU, IPV6_MTU_DISCOVER, 40 + 8
 
     @staticmethod
@@ -1649,6 +1673,8 @@ class Overlay(Plug):
 
     SHORTEST, LONGEST = headroom + ETHERNET_HEADER, headroom + FRAME_MAX    # bytes of a datagram
     SAME = headroom + 12        # bytes that are alike in all frames of a train: header and MACs
+    failed = 0                  # errno of the last run of frames, 0 when all went out
+    astray = False              # the group could not be reached, and we have not joined again
     LEARN_AGAIN = 1.0           # seconds; the same MAC and peer are learned this often
 
     @staticmethod
@@ -1681,6 +1707,7 @@ class Overlay(Plug):
         family, index = ip_family(group), interface_index(options.get('if'))
         self.header = VXLAN_HEADER.pack(VXLAN_FLAGS, int(options['vni']) << 8)
         self.everyone = family.socket_address(group, int(options['port']), index)
+        self.group, self.interface = group, options.get('if')
         self.index = index                  # of the interface, 0 for the routing's choice
         self.sender = None                  # the UdpPort that sends
         self.ports = {}                     # descriptor -> UdpPort
@@ -1785,8 +1812,41 @@ class Overlay(Plug):
                     last += ends[index] - start < length and startswith(target, start)
                     break
             peer = None if target[0] & 1 else self.macs.find(int.from_bytes(target, 'big'), now)
+            self.failed = 0
             self.sender.send(burst, first, last, peer or self.everyone, self)
+            if not peer and (self.failed or self.astray):
+                self.look_for_group()
             first = last
+
+    def lost(self, place, error, frames=1):
+        """As for every plug; the errno is kept."""
+        self.failed = error.errno
+        super().lost(place, error, frames)
+
+    def look_for_group(self):
+        """Frames to the group were the first that failed, or not the first, or no longer do.
+
+        An interface or a route that comes back may be another one, where we have not joined. (What
+        peers say can't bring us here: an address of theirs without a route is no error of ours.)
+        """
+        self.astray |= self.failed in (errno.ENODEV, errno.ENETUNREACH)
+        if not self.astray or self.failed == errno.ENETUNREACH:
+            return
+        family, old = ip_family(self.group), self.index
+        try:
+            self.index = interface_index(self.interface)
+            if self.index:
+                outgoing = family.outgoing(self.index)
+                self.sender.sock.setsockopt(family.LEVEL, family.MULTICAST_IF, outgoing)
+            try:
+                membership = family.membership(self.group, old)
+                self.heard.setsockopt(family.LEVEL, family.LEAVE, membership)
+            except OSError:                 # with the interface went the membership
+                pass
+            join_group(self.heard, family, self.group, self.index)
+            self.astray = False
+        except (OSError, Failure):          # not yet
+            pass
 
     def close(self):
         for port in self.ports.values():
@@ -1823,6 +1883,7 @@ class Vxvde(Overlay):
             own.setsockopt(family.LEVEL, family.MULTICAST_IF, family.outgoing(index))
         heard = open_udp(family, group, int(options['port']), index, receive_buffer, reuse=True)
         self.add_socket(heard)
+        self.heard = heard
         join_group(heard, family, group, index)
         self.own_port, self.family = own.getsockname()[1], family
         self.local = {}                     # address -> (is it ours, until when we believe it)
@@ -1865,8 +1926,8 @@ class Vxlan(Overlay):
     DEFAULTS = dict(Overlay.DEFAULTS, port='4789')
 
     def open_sockets(self, family, group, index, options):
-        sock = open_udp(family, family.ANY, int(options['port']), 0,
-                        options.get('rcvbuf', RECEIVE_BUFFER))
+        sock = self.heard = open_udp(family, family.ANY, int(options['port']), 0,
+                                     options.get('rcvbuf', RECEIVE_BUFFER))
         self.sender = self.add_socket(sock)
         set_reach(sock, family, int(options['ttl']))
         sock.setsockopt(family.LEVEL, family.MULTICAST_LOOP, 0)
@@ -2117,6 +2178,11 @@ class PathPlug:
         """The path, absolute and plain."""
         return normal_path(address)
 
+    @staticmethod
+    def real_address(address):
+        """The path without symbolic links."""
+        return os.path.realpath(address) if address else ''
+
 
 def pack_path(path):
     """A struct sockaddr_un (110 bytes). Raises Failure for a path that is too long."""
@@ -2156,9 +2222,28 @@ class Vde(PathPlug, LocalSocket):
     def bare_option(text):
         return 'portgroup' if set(text) - set('0123456789') else 'port'
 
+    @staticmethod
+    def fallbacks(address, options):
+        plain = {name: value for name, value in options.items() if name != 'portgroup'}
+        return [(place, given) for place in Vde.places(address)
+                for given in ([options, plain] if plain != options else [options])
+                if (place, given) != (address, options)]
+
     @classmethod
     def open(cls, vnl, who):
         return cls(vnl, who)
+
+    @staticmethod
+    def places(path):
+        """Where a switch is looked for, in this order."""
+        if path:
+            return [path]
+        try:
+            home = os.environ.get('HOME') or pwd.getpwuid(os.getuid()).pw_dir
+        except KeyError:                    # a user without a name has no home
+            home = '/'
+        return [os.path.join(home, '.vdeplug/default'), os.path.join(home, '.vde2/default.switch'),
+                '/var/run/vde.ctl', '/tmp/vde.ctl']
 
     def __init__(self, vnl, who):
         data = socket.socket(AF_UNIX, SOCK_DGRAM)
@@ -2171,9 +2256,10 @@ class Vde(PathPlug, LocalSocket):
             doing = 'switch ' + printable(directory)
             name = self.bind_data(data, directory, vnl.options)
             answer = self.introduce(name, vnl.options.get('port'), who, doing)
-            # A switch names a socket beside its own; a false one could name any of this host.
+            # A switch names a socket beside its own; a false one could name any of this host, and
+            # a link on the way may lead elsewhere since the rules had a look.
             place = os.path.realpath(os.path.dirname(os.fsdecode(answer)))
-            if place != os.path.realpath(directory):
+            if place not in vnl.places:
                 raise Failure(errno.EPROTO, '%s: it names a socket elsewhere: %s' % (
                     doing, printable(os.fsdecode(answer))))
             data.connect(answer)
@@ -2189,7 +2275,7 @@ class Vde(PathPlug, LocalSocket):
             raise
         finally:
             if name:
-                os.unlink(name)
+                remove_name(name)
         self.control.setblocking(False)
         super().__init__(data)
 
@@ -2207,12 +2293,8 @@ class Vde(PathPlug, LocalSocket):
 
     def connect_control(self, path, portgroup):
         """Connect to a switch's control socket; return the switch's directory."""
-        home = os.environ.get('HOME') or pwd.getpwuid(os.getuid()).pw_dir
-        places = [path] if path else [
-            os.path.join(home, '.vdeplug/default'), os.path.join(home, '.vde2/default.switch'),
-            '/var/run/vde.ctl', '/tmp/vde.ctl']
         first = None
-        for place in places:
+        for place in self.places(path):
             for name in filter(None, (portgroup, 'ctl')):
                 if '/' in name:
                     raise Failure(errno.EINVAL, 'portgroup %s: not a name' % printable(name))
@@ -2407,7 +2489,7 @@ class Ptp(PathPlug, LocalSocket):
 
     def close(self):
         if self.fd >= 0 and self.name:
-            os.unlink(self.name)
+            remove_name(self.name)
         super().close()
 
     def tend(self):
@@ -2419,6 +2501,14 @@ class Ptp(PathPlug, LocalSocket):
         elif self.heard and number in (errno.ENOENT, errno.ECONNREFUSED):
             raise PlugGone(number, 'the other end is gone')
         return 1.0 if self.heard else 0.2
+
+
+def remove_name(path):
+    """Remove a socket's name, which somebody else may have done already."""
+    try:
+        os.unlink(path)
+    except OSError:
+        pass
 
 
 def identity_of(path):
@@ -2539,10 +2629,7 @@ class Port(Packets):
         if self.data:
             self.data.close()
         if self.name:
-            try:
-                os.unlink(self.name)
-            except OSError:
-                pass
+            remove_name(self.name)
 
 
 def bind_with_mode(sock, path, mode, group=None):
@@ -2586,7 +2673,7 @@ class Node(PathPlug, Plug):
                 return cls(path, dict(cls.DEFAULTS, **vnl.options))
             except Living:
                 try:
-                    return Vde(Vnl('vde', path, {}, None, 'vde://' + path), who)
+                    return Vde(Vnl('vde', path, {}, None, 'vde://' + path, places=vnl.places), who)
                 except Failure as error:
                     if error.errno == errno.ETIMEDOUT:
                         raise
@@ -3573,7 +3660,7 @@ def choose_network(text, rules):
     if not text:
         if rules.default is None:
             raise Failure(errno.ENOENT, 'no VNL, and there is no default')
-        return rules.default
+        return read_vnl(rules.default.text)     # links may lead elsewhere than at the start
     vnl = read_vnl(text)
     rules.judge(vnl)
     return vnl
@@ -3631,14 +3718,14 @@ class Order:
         self.keys, self.vnl = keys, vnl
 
     def pack(self):
-        """All of it as bytes: texts with NULs between them; each level of the VNL has four."""
+        """All of it as bytes: texts with NULs between them; each level of the VNL has five."""
         keys = ['%s=%s' % (key, self.keys[key]) for key in ABILITIES
                 if self.keys.get(key, '').isalnum()]
         texts = [self.name, self.who, self.asked, self.container, ' '.join(keys)]
         for level in self.vnl.levels():
             texts += [level.scheme, level.address, level.head, '\n'.join(
                 name if value is None else '%s=%s' % (name, value)
-                for name, value in level.options.items())]
+                for name, value in level.options.items()), '\n'.join(level.places)]
         return os.fsencode('\0'.join(texts))
 
     @classmethod
@@ -3647,13 +3734,13 @@ class Order:
         name, who, asked, container, keys, *levels = os.fsdecode(data).split('\0')
         vnl = None
         while levels:
-            scheme, address, head, fields = levels[-4:]
-            del levels[-4:]
+            scheme, address, head, fields, places = levels[-5:]
+            del levels[-5:]
             options = {}
             for field in filter(None, fields.split('\n')):
                 option, equals, value = field.partition('=')
                 options[option] = value if equals else None
-            vnl = Vnl(scheme, address, options, vnl, head)
+            vnl = Vnl(scheme, address, options, vnl, head, places=places.split('\n'))
         keys = dict(pair.partition('=')[::2] for pair in keys.split())
         return cls(name, who, asked, container, keys, vnl)
 

@@ -15,14 +15,15 @@ import time
 import pytest
 
 from aftermath import Baseline, new_bystanders, private_memory                  # noqa: F401
-from conftest import Host, Namespace, processes, require_namespaces, wait_until
+from conftest import PYTHON, Host, Namespace, processes, require_namespaces, wait_until
 from fuzzing import fuzz                                                        # noqa: F401
 from peers import EVERYONE, frame, mac, session_pid
 
+pytestmark = pytest.mark.slow
 GROUP, PORT = '239.0.0.1', 14789
 NEAR, FAR, ENEMY = '192.0.2.1', '192.0.2.2', '192.0.2.66'
 HEADER = bytes.fromhex('0800000000000100')          # the VNI is 1
-ROOM = 1000                             # datagrams that wait in a session's socket at most
+ROOM = 2500                             # datagrams that wait in a session's socket at most
 
 SUSPECT = """
 print('ready', flush=True)
@@ -43,18 +44,21 @@ class Lan:
         self.enemy.ip('addr add %s/24 dev lan' % ENEMY)
         self.enemy.ip('link set lan up')
         self.enemy.ip('route add 239.0.0.0/8 dev lan')
-        for number, host in enumerate((self.near, self.far), 1):
-            self.enemy.ip('link add port%d type veth peer name eth0 netns /proc/%d/ns/net'
-                          % (number, host.holder.pid))
-            self.enemy.ip('link set port%d master lan up' % number)
-            host.ip('addr add 192.0.2.%d/24 dev eth0' % number)
-            host.ip('link set eth0 up')
-            host.ip('route replace 239.0.0.0/8 dev eth0')
-        for host in self.near, self.far:
-            wait_until(lambda: 'LOWER_UP' in host.ip('link show eth0').stdout)
+        self.cable(1, self.near)
+        self.cable(2, self.far)
         self.udp = self.enemy.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.udp.bind((ENEMY, 0))
         self.raw = self.enemy.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+
+    def cable(self, number, host):
+        """A new cable to a host."""
+        self.enemy.ip('link add port%d type veth peer name eth0 netns /proc/%d/ns/net'
+                      % (number, host.holder.pid))
+        self.enemy.ip('link set port%d master lan up' % number)
+        host.ip('addr add 192.0.2.%d/24 dev eth0' % number)
+        host.ip('link set eth0 address 02:00:c0:00:02:%02x up' % number)
+        host.ip('route replace 239.0.0.0/8 dev eth0')
+        wait_until(lambda: 'LOWER_UP' in host.ip('link show eth0').stdout)
 
     def send(self, datagrams, *targets):
         """Datagrams in turn to the targets, (address, port) each, no faster than they are read."""
@@ -211,6 +215,29 @@ def test_giant_and_empty_datagrams_hurt_nobody(lan, new_scene):
     scene.prove()
 
 
+FLOOD = """
+import itertools, socket, sys
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+rest = bytes.fromhex(sys.argv[1])
+for number in itertools.cycle(range(1 << 24)):
+    sock.sendto(rest[:16] + number.to_bytes(4, 'big') + rest[20:], ('%s', %d))
+""" % (GROUP, PORT)
+
+
+def test_a_flood_at_full_speed_starves_nobody(lan, new_scene):
+    scene = new_scene()
+    datagram = HEADER + EVERYONE + mac(0) + frame(60, 0)[12:]
+    flood = lan.enemy.popen(PYTHON, '-c', FLOOD, datagram.hex())
+    wait_until(lambda: any(lost for _, _, lost in sockets(lan.near)), what='too much to be read')
+    with scene.innocents.pinging():
+        print('a newcomer waited for %.2f s' % scene.innocents.serve_newcomer())
+        scene.innocents.ping(20)
+    flood.kill()
+    flood.wait()
+    print('private memory: %d kB' % (private_memory(scene.session) >> 10))
+    scene.prove()
+
+
 # ---- lies ---------------------------------------------------------------------------------------
 
 def test_a_flood_of_macs_costs_little_and_the_known_are_learned_again(lan, new_scene):
@@ -219,7 +246,7 @@ def test_a_flood_of_macs_costs_little_and_the_known_are_learned_again(lan, new_s
     tail = frame(60, 0)[12:]
     flood = (HEADER + EVERYONE + mac(number) + tail for number in range(1 << 20, (1 << 20) + count))
     with scene.innocents.pinging():
-        lan.send(flood, (GROUP, PORT))
+        lan.send(flood, scene.near)
     used = private_memory(scene.session)
     print('private memory: %d kB when idle, %d kB after %d MACs' % (
         idle >> 10, used >> 10, count))
@@ -303,18 +330,35 @@ def test_a_cable_that_is_pulled_and_an_address_that_goes_are_survived(lan, new_s
     scene = new_scene()
     victims = scene.victims
 
-    def interrupted(ip, off, on):
+    def interrupted(ip, off, on, seconds=1):
         """Nothing passes between the two commands; then it does again."""
         ip(off)
-        done = victims.pinger.run('ping', '-n', '-i', '0.2', '-w', '2', '10.0.0.2', check=False)
+        done = victims.pinger.run('ping', '-n', '-i', '0.2', '-w', seconds, '10.0.0.2', check=False)
         assert done.returncode == 1
         ip(on)
         back_in_time(victims.pinger, '10.0.0.2')
         back_in_time(victims.other, '10.0.0.1')
     with scene.innocents.pinging():
-        interrupted(lan.near.ip, 'link set eth0 down', 'link set eth0 up')
+        interrupted(lan.near.ip, 'link set eth0 down', 'link set eth0 up', 2)
         interrupted(lan.enemy.ip, 'link set port1 down', 'link set port1 up')
     interrupted(lan.near.ip, 'addr del %s/24 dev eth0' % NEAR, 'addr add %s/24 dev eth0' % NEAR)
+    scene.prove()
+
+
+@pytest.mark.parametrize('more', [
+    {'vnl': 'vxvde:///if=eth0'}, {'vnl': 'vxlan://', 'shared': False}],
+    ids=lambda more: more['vnl'])
+def test_an_interface_of_the_host_may_go_and_come_back_as_another(lan, new_scene, more):
+    scene = new_scene(**more)
+    victims = scene.victims
+    with scene.innocents.pinging():
+        lan.enemy.ip('link delete port1')
+        done = victims.pinger.run('ping', '-n', '-i', '0.2', '-w', '1', '10.0.0.2', check=False)
+        assert done.returncode == 1
+        lan.cable(1, lan.near)
+        for container, address in (victims.pinger, '10.0.0.2'), (victims.other, '10.0.0.1'):
+            container.ip('neigh flush dev vde0')            # it asks everybody
+            back_in_time(container, address)
     scene.prove()
 
 
