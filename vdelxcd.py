@@ -264,6 +264,7 @@ class Log:
 
     def __init__(self):
         self.verbose = False
+        self.crowded = False        # refusals are not logged (see Throttle)
         self.write = lambda line: os.write(2, line)     # bytes, to stderr
         self.close_stderr = lambda: None
         self.syslog = None          # the socket to LOG_SOCKET
@@ -3788,8 +3789,20 @@ def hear_client(conn, link, rules, deadline, data):
         if fd is not None:
             os.close(fd)                # the client's next try may want the same name
         refuse(conn, error, asked, who, keys)
+        send_word(link, REFUSED_WORD)
         return
     os.close(fd)                        # before the link: its end says that the relay alone has it
+
+
+DONE_WORD, REFUSED_WORD = b'+', b'!'        # what the server hears of a part of a hand-over
+
+
+def send_word(link, word):
+    """Tell the server how it went; it may be gone."""
+    try:
+        link.send(word, MSG_NOSIGNAL)
+    except OSError:
+        pass
 
 
 def peer_of(conn):
@@ -3818,7 +3831,7 @@ def refuse(conn, error, asked, who, keys):
     line = 'open interface %s: %s (%s): %s' % (what, asked, who, error)
     if error.errno == errno.EPIPE:      # a client that found no TAP says nothing: no trouble
         log.detail(line)
-    elif str(error):
+    elif str(error) and not log.crowded:
         log.line(LOG_NOTICE, line)
     reply(conn, error.errno, **({'reason': reason_for(error, asked)} if 'reason' in keys else {}))
 
@@ -3859,6 +3872,7 @@ def serve_interface(link, done, place):
             plug.close()
         os.close(fds[0])
         refuse(conn, error, order.asked, who, order.keys)
+        send_word(done, REFUSED_WORD)
         return
     mtu, answer = order.keys.get('mtu', str(MTU)), {}
     too_big = mtu.isdigit() and len(mtu) < 6 and plug.fragments(int(mtu))
@@ -3868,7 +3882,7 @@ def serve_interface(link, done, place):
         answer['fragmented'] = 1
     if reply(conn, 0, **answer):
         conn.close()
-        done.send(b'+')
+        send_word(done, DONE_WORD)
         done.close()
         log.detail('open interface: %s (%s)' % (excerpt(vnl.text), who))
         if too_big:
@@ -4331,12 +4345,53 @@ class Client:
             self.ready = True
 
 
+class Throttle:
+    """Keeps a container from filling the log with refusals.
+
+    Of each container LINES are logged at once, and one a second after that; how many were not is
+    told in a line of its own. Containers are known by a str.
+    """
+
+    LINES, REPORT = 20, 10.0                # refusals; seconds between two reports
+    CONTAINERS_MAX = 1000
+
+    def __init__(self):
+        self.lines = {}                     # container -> (lines that are left, at that time)
+        self.left_out = {}                  # container -> refusals that were not logged
+        self.due = None                     # when they are to be reported
+
+    def left(self, container):
+        """How many lines a container may fill now (float)."""
+        lines, then = self.lines.get(container, (self.LINES, 0.0))
+        return min(lines + time.monotonic() - then, self.LINES)
+
+    def note(self, container):
+        """A container was refused something; it was logged if a line was left then."""
+        left = self.left(container)
+        if left < 1:
+            self.left_out[container] = self.left_out.get(container, 0) + 1
+            self.due = self.due or time.monotonic() + self.REPORT
+            return
+        if len(self.lines) >= self.CONTAINERS_MAX:
+            self.lines.clear()
+        self.lines[container] = left - 1, time.monotonic()
+
+    def report(self, now):
+        """Log what was left out, when that is due."""
+        if self.due and now >= self.due:
+            for container, number in self.left_out.items():
+                log.line(LOG_NOTICE, '%d more requests of the container (%s) were refused'
+                         % (number, container))
+            self.left_out, self.due = {}, None
+
+
 class Server:
     """Accepts connections, gives each a process that hears it, and each interface a relay.
 
     clients     who connected and was not heard yet, in order: descriptor -> Client
     heard       container -> when it had its turn; forgotten when nobody waits
     hearing     which of hand_overs are processes that hear a client: number -> its container
+    granted     which of them open a network: number -> the container of who asked
     stuck       those that were killed and did not end yet: pid -> container. Who hangs in a file
                 system that does not answer ends with that.
     hand_overs  what is not finished: socket's number -> (socket, pid of the process, deadline);
@@ -4349,7 +4404,8 @@ class Server:
         self.listener, self.rules, self.read_rules_again = listener, rules, read_rules_again
         self.place = os.fsdecode(listener.getsockname())
         self.sessions_max, self.container_max = limits
-        self.clients, self.heard, self.hearing, self.stuck = {}, {}, {}, {}
+        self.clients, self.heard, self.hearing, self.granted, self.stuck = {}, {}, {}, {}, {}
+        self.throttle = Throttle()
         self.hand_overs, self.sessions, self.adopted = {}, {}, {}
         # A quarter of the descriptors that there may be: each client, and each process that hears
         # one, takes one of ours, and some are left for others.
@@ -4423,7 +4479,7 @@ class Server:
         """Seconds until watch_time() has something to do, -1 for never."""
         times = [deadline for _, _, deadline in self.hand_overs.values()]
         times += [client.deadline for client in self.clients.values()]
-        times += filter(None, (self.paused_until, self.reaper.due()))
+        times += filter(None, (self.paused_until, self.throttle.due, self.reaper.due()))
         if not self.paused_until and any(client.ready for client in self.clients.values()):
             return 0
         return max(min(times) - time.monotonic(), 0.001) if times else -1
@@ -4441,6 +4497,7 @@ class Server:
         if self.paused_until and now >= self.paused_until:
             self.paused_until = None
             self.poller.register(self.listener.fileno(), select.EPOLLIN)
+        self.throttle.report(now)
         self.reaper.look(now, self.run_child, self.poller)
 
     def handle_signals(self):
@@ -4504,6 +4561,8 @@ class Server:
         """A client goes unheard: answer with an errno, and log the sentence if there is one."""
         client = self.clients.pop(fd)
         self.poller.unregister(fd)
+        log.crowded = self.throttle.left(client.container) < 1
+        self.throttle.note(client.container)
         with client.conn:
             refuse(client.conn, Failure(number, sentence), 'an unread request', client.who, ())
 
@@ -4531,18 +4590,20 @@ class Server:
             try:
                 self.start(lambda link: hear_client(conn, link, self.rules, client.deadline,
                                                     client.data),
-                           client.deadline + PAUSE, conn=conn, container=client.container)
+                           client.deadline + PAUSE, client.container, conn=conn)
             except OSError as error:
                 self.turn_away(conn, 'fork', error)
         if len(self.hearing) > self.hand_overs_max:
             self.cut_off(min(self.hearing, key=lambda fd: self.hand_overs[fd][2]))
 
-    def start(self, work, deadline, keep=None, conn=None, container=None):
+    def start(self, work, deadline, container, keep=None, conn=None):
         """Fork a process for work(link), a part of a hand-over; return its pid. Raises OSError.
 
-        keep and conn as run_child() has them; container is that of a client that is to be heard.
+        keep and conn as run_child() has them; keep is for who opens a network. container is that
+        of the client.
         """
         link, far_end = socket.socketpair(AF_UNIX, SOCK_SEQPACKET)
+        log.crowded = self.throttle.left(container) < 1
         with far_end:
             try:
                 self.hand_overs[link.fileno()] = link, 0, deadline
@@ -4552,8 +4613,7 @@ class Server:
                 raise
         self.hand_overs[link.fileno()] = link, pid, deadline
         self.poller.register(link.fileno(), select.EPOLLIN)
-        if container:
-            self.hearing[link.fileno()] = container
+        (self.granted if keep else self.hearing)[link.fileno()] = container
         return pid
 
     def hear(self, fd):
@@ -4567,16 +4627,18 @@ class Server:
             word = b''
         self.poller.unregister(fd)
         del self.hand_overs[fd]
-        self.hearing.pop(fd, None)
+        client = self.hearing.pop(fd, None) or self.granted.pop(fd)
         with link:
-            if word in (b'', b'+'):
+            if word == REFUSED_WORD:
+                self.throttle.note(client)
+            if word in (b'', DONE_WORD, REFUSED_WORD):
                 return
             container = word.decode('ascii', 'replace')
             refusal = self.over_quota(container)
             if not refusal:
                 try:
                     pid = self.start(lambda done: serve_interface(link, done, self.place),
-                                     deadline, link)
+                                     deadline, client, link)
                     self.sessions[pid] = container
                     return
                 except OSError as error:
@@ -4619,11 +4681,11 @@ class Server:
     def cut_off(self, fd):
         """End the process that did not finish its part of a hand-over; only if it did not."""
         link, pid, _ = self.hand_overs.pop(fd)
-        container = self.hearing.pop(fd, None)
+        container = self.hearing.pop(fd, None) or self.granted.pop(fd)
         self.poller.unregister(fd)
         with link:
             try:
-                if link.recv(LOG_LINE_MAX, MSG_DONTWAIT) in (b'', b'+'):
+                if link.recv(LOG_LINE_MAX, MSG_DONTWAIT) in (b'', DONE_WORD, REFUSED_WORD):
                     return
             except BlockingIOError:
                 pass
