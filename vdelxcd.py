@@ -3789,12 +3789,13 @@ def hear_client(conn, link, rules, deadline, data):
         if fd is not None:
             os.close(fd)                # the client's next try may want the same name
         refuse(conn, error, asked, who, keys)
-        send_word(link, REFUSED_WORD)
+        send_word(link, UNLOGGED_WORD if log.crowded else REFUSED_WORD)
         return
     os.close(fd)                        # before the link: its end says that the relay alone has it
 
 
-DONE_WORD, REFUSED_WORD = b'+', b'!'        # what the server hears of a part of a hand-over
+# What the server hears of a part of a hand-over. A refusal was logged, or not (see Throttle).
+DONE_WORD, REFUSED_WORD, UNLOGGED_WORD = b'+', b'!', b'?'
 
 
 def send_word(link, word):
@@ -3872,7 +3873,7 @@ def serve_interface(link, done, place):
             plug.close()
         os.close(fds[0])
         refuse(conn, error, order.asked, who, order.keys)
-        send_word(done, REFUSED_WORD)
+        send_word(done, UNLOGGED_WORD if log.crowded else REFUSED_WORD)
         return
     mtu, answer = order.keys.get('mtu', str(MTU)), {}
     too_big = mtu.isdigit() and len(mtu) < 6 and plug.fragments(int(mtu))
@@ -4365,16 +4366,15 @@ class Throttle:
         lines, then = self.lines.get(container, (self.LINES, 0.0))
         return min(lines + time.monotonic() - then, self.LINES)
 
-    def note(self, container):
-        """A container was refused something; it was logged if a line was left then."""
-        left = self.left(container)
-        if left < 1:
+    def note(self, container, logged):
+        """A container was refused something, and that was logged or not."""
+        if not logged:
             self.left_out[container] = self.left_out.get(container, 0) + 1
             self.due = self.due or time.monotonic() + self.REPORT
             return
         if len(self.lines) >= self.CONTAINERS_MAX:
             self.lines.clear()
-        self.lines[container] = left - 1, time.monotonic()
+        self.lines[container] = self.left(container) - 1, time.monotonic()
 
     def report(self, now):
         """Log what was left out, when that is due."""
@@ -4562,7 +4562,7 @@ class Server:
         client = self.clients.pop(fd)
         self.poller.unregister(fd)
         log.crowded = self.throttle.left(client.container) < 1
-        self.throttle.note(client.container)
+        self.throttle.note(client.container, not log.crowded)
         with client.conn:
             refuse(client.conn, Failure(number, sentence), 'an unread request', client.who, ())
 
@@ -4629,9 +4629,9 @@ class Server:
         del self.hand_overs[fd]
         client = self.hearing.pop(fd, None) or self.granted.pop(fd)
         with link:
-            if word == REFUSED_WORD:
-                self.throttle.note(client)
-            if word in (b'', DONE_WORD, REFUSED_WORD):
+            if word in (REFUSED_WORD, UNLOGGED_WORD):
+                self.throttle.note(client, word == REFUSED_WORD)
+            if word in (b'', DONE_WORD, REFUSED_WORD, UNLOGGED_WORD):
                 return
             container = word.decode('ascii', 'replace')
             refusal = self.over_quota(container)
@@ -4685,7 +4685,7 @@ class Server:
         self.poller.unregister(fd)
         with link:
             try:
-                if link.recv(LOG_LINE_MAX, MSG_DONTWAIT) in (b'', DONE_WORD, REFUSED_WORD):
+                if len(link.recv(LOG_LINE_MAX, MSG_DONTWAIT)) < 2:      # the end, or how it went
                     return
             except BlockingIOError:
                 pass
