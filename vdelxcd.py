@@ -1803,6 +1803,15 @@ class Overlay(Plug):
         for start in starts:                # each one: a reader may have left anything there
             buf[start - 8:start] = header
         first, count = 0, len(starts)
+        if count == 1:                      # the short way of a lone frame to a known peer
+            start = starts[0]
+            peer = self.macs.find(int.from_bytes(buf[start:start + 6], 'big'), now)
+            if peer:
+                try:
+                    self.sender.sock.sendto(burst.view[start - 8:ends[0]], MSG_DONTWAIT, peer)
+                except OSError as error:
+                    self.lost('datagram', error)
+                return
         while first < count:
             start = starts[first]
             length, target, last = ends[first] - start, buf[start:start + 6], count
@@ -3399,20 +3408,24 @@ def relay(tap, plug, control=None):
                 routes = {fd: (source, source.recv, sink.send, tally)
                           for source, sink, tally in ways for fd in source.fds()}
                 watched = watch(poller, watched, {**tap.fds(), **plug.fds(), **control.fds()})
-            # Who slept is woken by one frame, as a rule: it is taken alone and sent on before the
-            # next look (ping p50 is 10 % lower than with a second read that finds nothing).
-            ready = poll(0)
-            tap.turns = plug.turns = BURST if ready else 1
-            if turn and ready:              # who was left out has a turn, too
+            ready = poll()
+            if turn and len(ready) > 1:     # who was left out has a turn, too
                 turn %= len(ready)
                 ready = ready[turn:] + ready[:turn]
-            for fd, events in ready or poll():
+            for fd, events in ready:
                 if fd not in routes:
                     continue
                 source, recv, send, tally = routes[fd]
                 burst = recv(fd)
                 if burst.starts:
-                    tally[0] += len(burst.starts)
+                    # The next time, as many frames are read as there were, or twice as many while
+                    # there may be more. So a lone frame goes out before a second look finds
+                    # nothing, and nobody has to ask whether more are waiting (a pass of ping takes
+                    # a sixth less CPU time than with a poll(0) before each).
+                    count = len(burst.starts)
+                    more = count >= source.turns
+                    source.turns = min(2 * count, BURST) if more else count
+                    tally[0] += count
                     tally[1] += sum(burst.ends) - sum(burst.starts)
                     if control.captures:
                         control.capture(burst)
