@@ -3284,7 +3284,7 @@ def relay(tap, plug, control=None):
                     continue
                 source, recv, send, tally = routes[fd]
                 burst = recv(fd)
-                if burst.starts:
+                if burst.starts:            # counting takes 0.3 us, of 64 frames 1.1 us
                     tally[0] += len(burst.starts)
                     tally[1] += sum(burst.ends) - sum(burst.starts)
                     if control.captures:
@@ -3321,7 +3321,7 @@ class Control:
 
     NAME = '\0vdelxcd/'
     CONNECTIONS_MAX = 16
-    BACKLOG = 128               # others may connect, too: until they are turned away they queue here
+    BACKLOG = 128               # who may not ask waits there, too, until we turn him away
     PACKET_MAX = 64 << 10       # bytes of frames; half of what a socket takes by default
     TALLIES = struct.Struct('=6Q')
     COUNT = struct.Struct('=Q')
@@ -3981,9 +3981,9 @@ ASK_AGAIN = 0.02                # seconds until a session is asked again whose q
 ASKED_MAX = 200                 # sessions that are asked at the same time
 ANSWER_MAX = 8192               # bytes
 NUMBER_MAX = 20                 # digits; those of 2 ** 64 - 1
-NUMBERS = ('since', 'client', 'uid', 'gid', 'in_frames', 'in_bytes', 'in_drops', 'out_frames',
+NUMERIC = ('since', 'client', 'uid', 'gid', 'in_frames', 'in_bytes', 'in_drops', 'out_frames',
            'out_bytes', 'out_drops')
-FACTS = NUMBERS + ('interface', 'state', 'vnl', 'container', 'daemon')
+FACTS = NUMERIC + ('interface', 'state', 'vnl', 'container', 'daemon')
 
 
 class Asked:
@@ -4013,7 +4013,7 @@ class Asked:
         text = ''.join(c if ' ' <= c <= '~' or c == '\0' else '?' for c in data.decode('latin-1'))
         fields = dict(field.partition('=')[::2] for field in text.split('\0'))
         self.facts = {key: fields[key] for key in FACTS if key in fields and (
-            key not in NUMBERS or fields[key].isdigit() and len(fields[key]) <= NUMBER_MAX)}
+            key not in NUMERIC or fields[key].isdigit() and len(fields[key]) <= NUMBER_MAX)}
         return bool(data)
 
     def look_up(self):
@@ -4048,6 +4048,14 @@ def take_packet(sock):
         except OSError:
             break
     return b''
+
+
+def read_link(path):
+    """What a symbolic link says, None when it is not there (any more). Raises OSError."""
+    try:
+        return os.readlink(path)
+    except (FileNotFoundError, ProcessLookupError):
+        return None
 
 
 def pid_in(name):
@@ -4267,14 +4275,6 @@ def links_of(pid):
     for directory, form in ('task', '/proc/%s/task/%s/ns/net'), ('fd', '/proc/%s/fd/%s'):
         for each in os.listdir('/proc/%s/%s' % (pid, directory)):
             yield form % (pid, each)
-
-
-def read_link(path):
-    """What a symbolic link says, None when it is not there (any more). Raises OSError."""
-    try:
-        return os.readlink(path)
-    except (FileNotFoundError, ProcessLookupError):
-        return None
 
 
 class Server:
@@ -5017,7 +5017,7 @@ COLUMNS = (
     ('CONTAINER', 'container'), ('IN-FRAMES', 'in_frames'), ('IN-BYTES', 'in_bytes'),
     ('IN-DROPS', 'in_drops'), ('OUT-FRAMES', 'out_frames'), ('OUT-BYTES', 'out_bytes'),
     ('OUT-DROPS', 'out_drops'), ('NETWORK', 'vnl'))
-KERNEL_NUMBERS = ('pid', 'owner')
+RIGHT = NUMERIC[1:] + ('pid', 'owner')
 
 
 def list_sessions(found, as_json):
@@ -5026,7 +5026,7 @@ def list_sessions(found, as_json):
                  **asked.facts or {'state': 'no answer'}) for asked in found]
     if as_json:
         import json
-        say(json.dumps([{key: int(value) if key in NUMBERS else value
+        say(json.dumps([{key: int(value) if key in NUMERIC else value
                          for key, value in row.items()} for row in rows], indent=1) + '\n')
         return
     for row in rows:
@@ -5037,7 +5037,7 @@ def list_sessions(found, as_json):
     table += [[str(row.get(key, '')) or '-' for _, key in COLUMNS] for row in rows]
     widths = [max(map(len, column)) for column in zip(*table)]
     say(''.join('  '.join(
-        text.rjust(width) if key in NUMBERS + KERNEL_NUMBERS else text.ljust(width)
+        text.rjust(width) if key in RIGHT else text.ljust(width)
         for text, width, (_, key) in zip(line, widths, COLUMNS)).rstrip() + '\n'
         for line in table))
 
@@ -5233,8 +5233,8 @@ _vdelxcd() {
             mapfile -t COMPREPLY < <(compgen -f -- "$value")
             compopt -o filenames 2> /dev/null ;;
         %(sessions)s)
-            while read -r pid _ name _; do  # a name may be odd: one that a shell would act on is not
-                for word in "$pid" "$name"; do                                  # offered
+            while read -r pid _ name _; do  # a container chose the name: is it safe in a shell?
+                for word in "$pid" "$name"; do
                     [[ $word == "$value"* && $word == [0-9A-Za-z]* &&
                         $word != *[!0-9A-Za-z_.-]* ]] && COMPREPLY+=("$word")
                 done
