@@ -228,6 +228,31 @@ def test_the_commands_of_the_readme_make_an_interface_ready_to_use(host, new_con
         assert ' 10.0.0.1/24 ' in container.ip('-br -4 addr show up dev vde0').stdout
 
 
+def test_the_readme_shows_what_list_prints_and_its_commands_work(host, new_container, new_daemon):
+    require('tcpdump')
+    daemon, container = new_daemon(host), new_container()
+    container.client('-s', daemon.socket, '-i', 'lan0', 'null://')
+    title = '## Seeing what is there'
+    show, watch, close = readme_commands(title, 'host')
+    shown = read('README.md').split(title)[1].split(show + '\n')[1].split('```')[0].splitlines()
+    printed = host.run('sh', '-c', 'cd %s; %s' % (ROOT, show)).stdout.splitlines()
+    assert printed[0].split() == shown[0].split() and len(printed) == 2
+    for line in printed[1:] + shown[1:]:
+        assert re.match(r' *\d+ +0 +\w+ +up +[\d-]+ [\d:]+ +\d+ +0 +0 +net:\[\d+\] +\d+$', line)
+    watcher = host.popen('sh', '-c', 'cd %s; %s' % (ROOT, watch + ' -c 1'), stdout=subprocess.PIPE,
+                         stderr=subprocess.DEVNULL)
+    container.up('lan0', '10.0.0.1/24')
+
+    def seen():
+        container.run('ping', '-c', 1, '-W', '0.1', '10.0.0.2', check=False)
+        return watcher.poll() is not None
+    wait_until(seen)
+    said = watcher.communicate()[0]
+    assert watcher.returncode == 0 and said.count(b'\n') == 1, said
+    host.run('sh', '-c', 'cd %s; %s' % (ROOT, close))
+    assert 'lan0' not in container.interfaces()
+
+
 def client_examples():
     """The words of the example commands of vdelxcc(1), without the program."""
     lines = re.findall(r'^\.Dl \$ vdelxcc ?(.*)', read('man/vdelxcc.1'), re.M)

@@ -268,8 +268,17 @@ def many(path, count, vnl='null://'):
     return answers
 
 
+def hold(path, vnl):
+    """An interface hold0 whose TAP makes the session wait when it reads; until stdin ends."""
+    fd = tun('hold0', TAP | NO_PI)
+    answered = ask(path, vnl.encode() + b'\0', [fd])
+    os.set_blocking(fd, True)
+    print(json.dumps(answered), flush=True)
+    sys.stdin.read()
+
+
 if __name__ == '__main__':
     commands = {'descriptors': descriptors, 'vnls': vnls, 'million': million, 'again': again,
                 'bytewise': bytewise, 'silent': silent, 'deaths': deaths, 'die': die,
-                'many': many}
+                'many': many, 'hold': hold}
     print(json.dumps(commands[sys.argv[2]](sys.argv[1], *sys.argv[3:])))

@@ -96,6 +96,25 @@ def test_users_are_offered(complete):
     assert 'root' in complete('--user', 'roo') and 'root' in complete('--user', '=', '')
 
 
+def test_sessions_are_offered_but_no_name_that_a_shell_would_act_on(complete, tmp_path):
+    lister = tmp_path / 'vdelxcd'
+    lister.write_text("#!/bin/sh\ncat <<'END'\nPID OWNER INTERFACE STATE\n"
+                      '12 0 vde0 up\n 123 0 eth.7 no answer\n 2 0 - no answer\n'
+                      '77 0 $(reboot) up\n78 0 `id` up\n79 0 a;b up\n80 0 -rf up\n81 0 * up\nEND\n')
+    lister.chmod(0o755)
+    pids = ['12', '123', '2', '77', '78', '79', '80', '81']
+    name = os.environ['PATH']
+    os.environ['PATH'] = '%s:%s' % (tmp_path, name)
+    try:
+        assert complete('--close', '') == complete('--capture', '=', '') == sorted(
+            pids + ['vde0', 'eth.7'])
+        assert complete('--close', '12') == ['12', '123']
+        assert complete('--capture', 'v') == ['vde0']
+        assert complete('--close=v') == ['--close=vde0']
+    finally:
+        os.environ['PATH'] = name
+
+
 def test_the_shell_is_offered(complete):
     assert complete('--completion', '') == complete('--completion', '=', 'b') == ['bash']
 
