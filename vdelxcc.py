@@ -146,7 +146,7 @@ DEVICE_ADVICE = ('LXC: "lxc.mount.entry = /dev/net/tun dev/net/tun none bind,cre
 MODULE_ADVICE = 'the host has no tun driver; on the host: modprobe tun'
 OPEN_ADVICE = {
     errno.ENOENT: 'bring the device into the container; ' + DEVICE_ADVICE,
-    errno.EACCES: 'let the container use the device; ' + DEVICE_ADVICE,
+    errno.EACCES: "the device's mode or owner keeps you out; on the host: chmod 666 " + TUN_DEVICE,
     errno.EPERM: 'let the container use the device; ' + DEVICE_ADVICE,
     errno.ENODEV: MODULE_ADVICE,
     errno.ENXIO: MODULE_ADVICE,
