@@ -81,7 +81,8 @@ Make an Ethernet interface on the VDE network VNL (the daemon's default network 
   -h, --help            print this text and exit
       --version         print the version and exit
 
-VNLs: vxvde:// vxvde://239.1.2.3/vni=7 vde:///run/switch ...; see vnl(7).
+Example: vdelxcc -a 10.0.0.1/24 vxvde://
+VNLs: vxvde:// vxvde://239.1.2.3/vni=7 vde:///run/switch ...; see vdelxcc(1) and vnl(7).
 """ % (SEARCH_PATH, SOCKET_NAME, INTERFACE, TIMEOUT)
 
 

@@ -71,10 +71,12 @@ network and, without -f, the only one. Without VNL and -f every network is allow
   -d, --daemon          detach; return when the socket listens
   -p, --pidfile FILE    write the daemon's process id to FILE
   -m, --mode MODE       octal permissions of SOCKET (default: as the umask says)
-      --user USER[:GROUP]  who relays are once their network is open; names or numbers
+      --user USER[:GROUP]
+                        who relays are once their network is open; names or numbers
                         (default nobody when started as root; root: no change)
       --max-sessions N  interfaces at most (default %d)
-      --max-per-container N  interfaces of one network namespace at most (default %d)
+      --max-per-container N
+                        interfaces of one network namespace at most (default %d)
   -v, --verbose         log every interface that opens and closes
       --allow-commands  without VNL and -f: allow networks that run a program on this host
                         (cmd:// and all schemes that need vde_plug)
@@ -94,6 +96,7 @@ network and, without -f, the only one. Without VNL and -f every network is allow
 
 Without SOCKET (--check-config, --test, a socket from systemd), one argument with :// is VNL.
 SIGHUP reads FILE again. Interfaces outlive the daemon; see vdelxcd(1) and vnl(7).
+Example: vdelxcd -v /tmp/vde/vdelxcs vxvde://
 """ % (SESSIONS_MAX, CONTAINER_MAX)
 
 
@@ -265,9 +268,16 @@ class Log:
         self.syslog = None          # the socket to LOG_SOCKET
 
     def open_stderr(self):
-        """Get a non-blocking way to what stderr is; its own open file would block others too."""
+        """Get a non-blocking way to what stderr is; its own open file would block others too.
+
+        A regular file never blocks, and is left as it is: what else is written through the same
+        open file would land on our lines.
+        """
         try:
-            if stat.S_ISSOCK(os.fstat(2).st_mode):
+            mode = os.fstat(2).st_mode
+            if stat.S_ISREG(mode):
+                return
+            if stat.S_ISSOCK(mode):
                 copy = socket.socket(fileno=os.dup(2))
                 self.write = lambda line: copy.send(line, MSG_DONTWAIT | MSG_NOSIGNAL)
                 self.close_stderr = copy.close
