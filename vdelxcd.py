@@ -1093,8 +1093,9 @@ class Plug:
         """Look up what an OSError means at a place: raise Ended or PlugGone, or count frames."""
         fates = FATES[place]
         fate = fates.get(error.errno, fates[None])
-        if fate is END:
-            raise Ended(why(error))
+        if fate is END:                     # of a TAP, EBADFD is the end that is nobody's fault
+            gone = error.errno == errno.EBADFD
+            raise Ended('the interface was deleted' if gone else why(error))
         if fate is GONE:
             raise PlugGone(error.errno, why(error))
         self.drops += frames

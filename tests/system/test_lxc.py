@@ -221,8 +221,10 @@ def test_a_hook_of_the_host_gives_a_bare_container_its_interface(daemon, new_lxc
     other.ping('10.0.0.1')
     assert daemon.log().count('open interface: ') == 2
     bare.lxc('stop', '-k')
-    wait_until(lambda: 'close interface: vxvde:// (vde0' in daemon.log(), timeout=3,
+    end = re.compile(r'close interface: vxvde:// \(vde0, .*: the interface was deleted\)')
+    wait_until(lambda: end.search(daemon.log()), timeout=3,
                what='the other hook ends the session: ' + daemon.log())
+
 
 
 def test_a_container_whose_hook_is_refused_does_not_start_and_the_log_says_why(daemon, new_lxc):
