@@ -97,8 +97,8 @@ network and, without -f, the only one. Without VNL and -f every network is allow
       --version         print the version and exit
 
 Without SOCKET (--check-config, --test, a socket from systemd), one argument with :// is VNL.
-SIGHUP reads FILE again. Interfaces outlive the daemon; see vdelxcd(1) and vnl(7).
 Example: vdelxcd -v /tmp/vde/vdelxcs vxvde://
+SIGHUP reads FILE again. Interfaces outlive the daemon; see vdelxcd(1) and vnl(7).
 """ % (SESSIONS_MAX, CONTAINER_MAX)
 
 

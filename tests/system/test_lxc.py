@@ -19,6 +19,8 @@ from conftest import CLIENT, ROOT, Daemon, PYTHON, require, wait_until
 LOCKS = '/run/lxc/lock'                     # LXC never removes its lock files
 CGROUP = 'vdelxc-test-%d' % os.getpid()
 INTERPRETER = os.path.realpath('/usr/bin/python3')
+with open(CLIENT, encoding='ascii') as script:
+    CLIENT_TEXT = script.read()             # for pipes: lxc-attach changes the mode of a file
 
 # What keeps everything in our hands.
 PLAIN = """
@@ -165,8 +167,7 @@ def containers(daemon, new_lxc):
 def copy_client(container):
     """Copy the client as the README does; its one command for it names the container bb1."""
     command, = tutorial(r'^\(host\)\$ cat vdelxcc.py \| lxc-attach -n bb1 -- (.*)')
-    with open(CLIENT) as script:
-        container.attach(*shlex.split(command), stdin=script)
+    container.attach(*shlex.split(command), input=CLIENT_TEXT)
 
 
 def test_the_tutorial_gives_two_lxc_containers_a_network(containers):
@@ -186,8 +187,7 @@ def test_the_tutorial_gives_two_lxc_containers_a_network(containers):
 
 def test_lxc_containers_get_interfaces_by_standard_input_and_from_the_host(containers):
     daemon, one, two = containers
-    with open(CLIENT) as script:
-        one.attach('python3', '-', 'vxvde://', stdin=script)
+    one.attach('python3', '-', 'vxvde://', input=CLIENT_TEXT)
     pid = two.lxc('info', '-p', '-H').stdout.strip()
     subprocess.check_call(['nsenter', '-t', pid, '-n', PYTHON, CLIENT, '-s', daemon.socket,
                            'vxvde://'], timeout=60)
@@ -264,9 +264,8 @@ def test_an_unprivileged_container_needs_an_open_device_and_an_open_socket(
     assert one.attach('cat', '/proc/self/uid_map').stdout.split() == ['0', '100000', '65536']
 
     def client():
-        with open(CLIENT) as script:
-            return one.attach('python3', '-', '-a', '10.0.0.1/24', 'vxvde://', stdin=script,
-                              check=False)
+        return one.attach('python3', '-', '-a', '10.0.0.1/24', 'vxvde://', input=CLIENT_TEXT,
+                          check=False)
     daemon = closing(Daemon(host, shared, '-v'))
     os.chmod(daemon.socket, 0o755)
     assert client().stderr.startswith('connect: Permission denied: /vde/vdelxcs: ')
