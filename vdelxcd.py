@@ -275,13 +275,11 @@ class Log:
     def open_stderr(self):
         """Get a non-blocking way to what stderr is; its own open file would block others too.
 
-        A regular file never blocks, and is left as it is: what else is written through the same
-        open file would land on our lines.
+        A regular file never blocks. Its open file is kept: a new one would have a position of its
+        own, and what others write through the old one would land on our lines.
         """
         try:
             mode = os.fstat(2).st_mode
-            if stat.S_ISREG(mode):
-                return
             if stat.S_ISSOCK(mode):
                 copy = socket.socket(fileno=os.dup(2))
                 self.write = lambda line: copy.send(line, MSG_DONTWAIT | MSG_NOSIGNAL)
@@ -289,8 +287,9 @@ class Log:
             else:
                 if fcntl.fcntl(2, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
                     raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-                copy = os.open('/proc/self/fd/2', os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK
-                               | os.O_NOCTTY | os.O_CLOEXEC)
+                copy = os.dup(2) if stat.S_ISREG(mode) else os.open(
+                    '/proc/self/fd/2', os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY
+                    | os.O_CLOEXEC)
                 self.write = lambda line: os.write(copy, line)
                 self.close_stderr = lambda: os.close(copy)
         except OSError:
