@@ -73,10 +73,12 @@ network and, without -f, the only one. Without VNL and -f every network is allow
   -d, --daemon          detach; return when the socket listens
   -p, --pidfile FILE    write the daemon's process id to FILE
   -m, --mode MODE       octal permissions of SOCKET (default: as the umask says)
-      --user USER[:GROUP]  who relays are once their network is open; names or numbers
+      --user USER[:GROUP]
+                        who relays are once their network is open; names or numbers
                         (default nobody when started as root; root: no change)
       --max-sessions N  interfaces at most (default %d)
-      --max-per-container N  interfaces of one network namespace at most (default %d)
+      --max-per-container N
+                        interfaces of one network namespace at most (default %d)
   -v, --verbose         log every interface that opens and closes
       --allow-commands  without VNL and -f: allow networks that run a program on this host
                         (cmd:// and all schemes that need vde_plug)
@@ -95,6 +97,7 @@ network and, without -f, the only one. Without VNL and -f every network is allow
       --version         print the version and exit
 
 Without SOCKET (--check-config, --test, a socket from systemd), one argument with :// is VNL.
+Example: vdelxcd -v /tmp/vde/vdelxcs vxvde://
 SIGHUP reads FILE again. Interfaces outlive the daemon; see vdelxcd(1) and vnl(7).
 """ % (SESSIONS_MAX, CONTAINER_MAX)
 
@@ -270,17 +273,23 @@ class Log:
         self.syslog = None          # the socket to LOG_SOCKET
 
     def open_stderr(self):
-        """Get a non-blocking way to what stderr is; its own open file would block others too."""
+        """Get a non-blocking way to what stderr is; its own open file would block others too.
+
+        A regular file never blocks. Its open file is kept: a new one would have a position of its
+        own, and what others write through the old one would land on our lines.
+        """
         try:
-            if stat.S_ISSOCK(os.fstat(2).st_mode):
+            mode = os.fstat(2).st_mode
+            if stat.S_ISSOCK(mode):
                 copy = socket.socket(fileno=os.dup(2))
                 self.write = lambda line: copy.send(line, MSG_DONTWAIT | MSG_NOSIGNAL)
                 self.close_stderr = copy.close
             else:
                 if fcntl.fcntl(2, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
                     raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-                copy = os.open('/proc/self/fd/2', os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK
-                               | os.O_NOCTTY | os.O_CLOEXEC)
+                copy = os.dup(2) if stat.S_ISREG(mode) else os.open(
+                    '/proc/self/fd/2', os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY
+                    | os.O_CLOEXEC)
                 self.write = lambda line: os.write(copy, line)
                 self.close_stderr = lambda: os.close(copy)
         except OSError:
@@ -1117,8 +1126,9 @@ class Plug:
         """Look up what an OSError means at a place: raise Ended or PlugGone, or count frames."""
         fates = FATES[place]
         fate = fates.get(error.errno, fates[None])
-        if fate is END:
-            raise Ended(why(error))
+        if fate is END:                     # of a TAP, EBADFD is the end that is nobody's fault
+            gone = error.errno == errno.EBADFD
+            raise Ended('the interface was deleted' if gone else why(error))
         if fate is GONE:
             raise PlugGone(error.errno, why(error))
         self.drops += frames

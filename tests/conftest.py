@@ -34,7 +34,8 @@ PACKAGES = {
     'ip': 'iproute2', 'ping': 'iputils-ping', 'tcpdump': 'tcpdump', 'iperf3': 'iperf3',
     'vde_plug': 'vdeplug', 'vde_switch': 'vde-switch', 'mandoc': 'mandoc',
     'lxc-create': 'lxc', 'busybox': 'busybox-static', 'unshare': 'util-linux',
-    'nsenter': 'util-linux', 'ethtool': 'ethtool', 'setpriv': 'util-linux', 'make': 'make',
+    'newuidmap': 'uidmap', 'nsenter': 'util-linux', 'ethtool': 'ethtool',
+    'setpriv': 'util-linux', 'make': 'make',
 }
 MISSING = set()             # packages for want of which a test was skipped
 

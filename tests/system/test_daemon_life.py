@@ -386,6 +386,15 @@ def test_a_pidfile_that_was_replaced_is_not_removed(detached):
         assert file.read() == "somebody else's"
 
 
+def test_an_error_and_what_others_write_to_the_same_file_are_both_there(host, new_daemon, tmp_path):
+    """As in a script whose whole output goes to one file, opened without O_APPEND."""
+    daemon, file = new_daemon(host, start=False), tmp_path / 'output'
+    daemon.argv[-1] = '/nonexistent/socket'
+    host.run('sh', '-c', '{ echo before; "$@"; echo after; } > %s 2>&1' % file, 'sh', *daemon.argv)
+    lines = file.read_text().splitlines()
+    assert lines == ['before', lines[1], 'after'] and lines[1].startswith('vdelxcd: socket /nonex')
+
+
 # ---- signals ------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
