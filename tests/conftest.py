@@ -259,6 +259,15 @@ def processes(marker):
     return sorted(set(found) - {os.getpid()})
 
 
+def parent(pid):
+    """The pid of a process's parent; 0 when it is gone."""
+    try:
+        with open('/proc/%d/stat' % pid) as file:
+            return int(file.read().rpartition(')')[2].split()[1])
+    except OSError:
+        return 0
+
+
 class Daemon:
     """A vdelxcd in a host, its socket in a directory of its own."""
 
@@ -309,13 +318,15 @@ class Daemon:
     def close(self):
         """Stop the daemon and end its sessions."""
         if 'COVERAGE_RCFILE' in os.environ:         # only who ends in order reports its lines
-            for pid in self.pids():
-                try:
-                    os.kill(pid, signal.SIGTERM)
-                except OSError:
-                    pass
-            patience = time.monotonic() + 5
+            patience, told = time.monotonic() + 5, set()
             while self.pids() and time.monotonic() < patience:
+                parents = {parent(pid) for pid in self.pids()}      # relays first: keepers kill
+                for pid in set(self.pids()) - parents - told:       # theirs
+                    told.add(pid)
+                    try:
+                        os.kill(pid, signal.SIGTERM)
+                    except OSError:
+                        pass
                 time.sleep(0.02)
         deadline = time.monotonic() + 10
         while self.pids() and time.monotonic() < deadline:
