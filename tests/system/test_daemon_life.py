@@ -201,7 +201,7 @@ def test_d_prints_what_went_wrong_and_returns_1(host, tmp_path):
 def test_a_daemon_that_cannot_fork_leaves_no_socket(host, limit):
     require('setpriv', 'prlimit')
     other = ['setpriv', '--reuid=64321', '--regid=64321', '--clear-groups']
-    if host.run(*(other + [PYTHON, '-c', '']), check=False).returncode:
+    if host.run(*(other + ['env', PYTHON, '-c', '']), check=False).returncode:
         pytest.skip('another user cannot run %s' % PYTHON)
     # Not below pytest's own directory, which other users cannot enter.
     with tempfile.TemporaryDirectory(prefix='vdelxc') as directory, open(DAEMON) as script:
