@@ -3851,7 +3851,7 @@ def serve_interface(link, done, place):
             interface=order.name, vnl=excerpt(vnl.text), container=order.container,
             since=int(time.time()), daemon=printable(place)))
         if any(level.KEPT for level in levels):
-            session.fork()
+            session.fork(conn, done)
         else:
             session.give_up_rights()
     except Failure as error:
@@ -3918,8 +3918,11 @@ class Session:
         except OSError as error:
             raise Failure(error.errno, 'giving up rights: ' + why(error))
 
-    def fork(self):
-        """Start the relay in a child. Raises Failure."""
+    def fork(self, *sockets):
+        """Start the relay in a child, which leaves these sockets to us. Raises Failure.
+
+        When we return it has given up its rights.
+        """
         try:
             self.lifeline, theirs = socket.socketpair()
             self.child = os.fork()
@@ -3927,11 +3930,16 @@ class Session:
             raise Failure(error.errno, 'fork: ' + why(error))
         if self.child:
             theirs.close()
+            if not self.lifeline.recv(1):
+                self.end_relay()
+                raise Failure(errno.EPERM, '')      # the relay logged why
             return
         status = 1
         try:
-            self.lifeline.close()
+            for sock in (self.lifeline,) + sockets:
+                sock.close()
             self.give_up_rights()
+            theirs.send(b'+')
             self.control.lifeline = theirs
             status = self.relay()
             try:

@@ -1,5 +1,6 @@
 """What relays may still do, how many there are at most, and what a dead container leaves."""
 
+import json
 import os
 import re
 import signal
@@ -8,7 +9,7 @@ import time
 
 import peers
 import pytest
-from conftest import Container, require, wait_until
+from conftest import ROOT, Container, require, wait_until
 from peers import carrier, join, session_pids
 
 as_root = pytest.mark.skipif(
@@ -71,6 +72,16 @@ def test_a_relay_is_nobody_and_can_do_nothing(host, new_container, new_daemon, t
     assert shared <= {'anon_inode:[eventpoll]', daemon.logfile}, 'what is the daemon\'s is left'
     c.ip('link del vde0')
     wait_until(lambda: daemon.pids() == [daemon.process.pid])
+
+
+@pytest.mark.parametrize('vnl, most', KINDS)
+def test_no_relay_keeps_the_connection_of_the_client(host, new_container, new_daemon, tmp_path, vnl,
+                                                     most):
+    """The answer ends for a client that reads to the end of it."""
+    daemon, c = new_daemon(host, '-v', '--allow-commands'), new_container('c')
+    done = c.run(*peers.python(os.path.join(ROOT, 'tests', 'system', 'by_hand.py'), daemon.socket,
+                               'many', 1, vnl.replace('{}', str(tmp_path))))
+    assert json.loads(done.stdout) == ['0\0']
 
 
 @as_root
