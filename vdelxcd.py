@@ -1959,8 +1959,10 @@ class Udp(Plug):
         host, port = split_host(target)
         wanted = ip_family(mine).FAMILY if mine else 0
         os.environ.setdefault('RES_OPTIONS', RESOLVER)
+        # Of a str Python makes an international name, with tables that take 1.7 MB.
+        name = host if max(host) > '~' else host.encode()
         try:
-            number, _, _, _, self.peer = socket.getaddrinfo(host, int(port), wanted,
+            number, _, _, _, self.peer = socket.getaddrinfo(name, int(port), wanted,
                                                             SOCK_DGRAM)[0]
         except (OSError, UnicodeError) as error:
             text = 'host %s: %s' % (printable(host), error)

@@ -216,6 +216,7 @@ def test_twenty_interfaces_lose_nothing_and_need_no_more_and_more(host, new_cont
             scheme, ' '.join(str(after[pid].private) for pid in pids),
             100 * sum(seconds[pid] for pid in pids) / (SECONDS - WARM_UP)))
     assert max(growth.values()) < GROWTH, growth
+    assert max(each.private for each in after.values()) < 2500
     assert {pid: after[pid].descriptors for pid in owners} == {
         pid: before[pid].descriptors for pid in owners}
     assert late <= total / 1000
