@@ -23,6 +23,7 @@ SECONDS = float(os.environ.get('VDELXC_SOAK_SECONDS') or 60)
 WARM_UP = min(10, SECONDS / 2)
 RATE = 300                  # datagrams a second, from each interface to its partner
 TICK = 0.01                 # seconds between the bursts of an interface
+WARM_TICK = 0.25            # the same while it gets warm: long bursts, for which buffers grow
 LOST = 3.0                  # seconds after which what did not arrive is lost
 GROWTH = 64                 # kB of memory of its own that a process may gain after the warm-up
 
@@ -121,11 +122,11 @@ def networks(place):
     """
     vde = 'vde://%s/switch' % place
     link = '->127.0.0.1:', 'udp://127.0.0.1:'
-    return [('vxvde://239.1.0.1/if=lo',) * 2 + (16, False),
-            ('vxvde://239.1.0.1/if=lo',) * 2 + (16, False),
-            ('vxvde://239.1.0.2/vni=7/if=lo',) * 2 + (16, False),
-            ('vlan://3/tag=5{vxvde://239.1.0.2/vni=8/if=lo}',) * 2 + (16, False),
-            ('%s7001%s7002' % link[::-1], '%s7002%s7001' % link[::-1], 16, False),
+    return [('vxvde://239.1.0.1/if=lo',) * 2 + (100, False),
+            ('vxvde://239.1.0.1/if=lo',) * 2 + (100, False),
+            ('vxvde://239.1.0.2/vni=7/if=lo',) * 2 + (100, False),
+            ('vlan://3/tag=5{vxvde://239.1.0.2/vni=8/if=lo}',) * 2 + (100, False),
+            ('%s7001%s7002' % link[::-1], '%s7002%s7001' % link[::-1], 100, False),
             ('hub://%s/hub' % place,) * 2 + (3, True),
             ('switch://%s/node' % place,) * 2 + (3, True),
             (vde, vde, 3, True), (vde, vde, 3, True),
@@ -143,8 +144,8 @@ def udp_socket(container, address):
     return in_namespace(container, make)
 
 
-def carry(flows, until):
-    """Send at the rate and check what arrives, until a moment."""
+def carry(flows, tick, until):
+    """Send at the rate, a burst every tick, and check what arrives, until a moment."""
     receivers = {flow.receiver.fileno(): flow for flow in flows}
     poller = select.poll()
     for fd in receivers:
@@ -154,9 +155,9 @@ def carry(flows, until):
         for fd, _ in poller.poll(max(due - time.monotonic(), 0) * 1000):
             receivers[fd].receive()
         if time.monotonic() >= due:
-            due = max(due + TICK, time.monotonic())
+            due = max(due + tick, time.monotonic())
             for flow in flows:
-                flow.send(int(RATE * TICK))
+                flow.send(int(RATE * tick))
                 flow.check()
 
 
@@ -189,10 +190,10 @@ def test_twenty_interfaces_lose_nothing_and_need_no_more_and_more(host, new_cont
                               (addresses[1 - end], 9), window, ordered))
 
     begin = time.monotonic()
-    carry(flows, begin + WARM_UP)
+    carry(flows, WARM_TICK, begin + WARM_UP)
     before = {pid: Usage(pid) for pid in owners}
     sent = sum(flow.sent for flow in flows)
-    carry(flows, begin + SECONDS)
+    carry(flows, TICK, begin + SECONDS)
     after = {pid: Usage(pid) for pid in owners}
     settle(flows)
     assert set(session_processes(daemon)) == set(owners) and len(session_pids(daemon)) == 20
