@@ -2,8 +2,10 @@
 
 import os
 import pty
+import re
 import subprocess
 import termios
+import time
 
 import pytest
 
@@ -87,3 +89,21 @@ def test_the_log_of_an_attack_is_one_printable_line_each(new_scene):
     for line in lines[:-1]:
         assert line.startswith(known), line
         assert len(line) <= 1100 and all(0x20 <= byte <= 0x7e for byte in line), line
+
+
+def test_a_container_cannot_fill_the_log_with_refusals(new_scene):
+    """Twenty lines at once, one a second later; the rest is counted, and others are logged."""
+    scene = new_scene()
+    started = time.monotonic()
+    scene.attacker.refusals(200, 'nonsense://')
+    line = 'open interface failed: nonsense://'
+    logged = scene.daemon.log().count(line)
+    assert 20 <= logged <= 21 + time.monotonic() - started, scene.daemon.log()
+    other = scene.bystanders.other
+    assert other.client('-s', scene.daemon.socket, 'stranger://', check=False).returncode == 1
+    assert 'open interface failed: stranger://' in scene.daemon.log()
+    left_out = re.compile(r'^(\d+) more requests of the container \(net:\[\d+\]\) were refused$',
+                          re.M)
+    wait_until(lambda: left_out.search(scene.daemon.log()), 15)
+    number = sum(map(int, left_out.findall(scene.daemon.log())))
+    assert number + scene.daemon.log().count(line) == 200
