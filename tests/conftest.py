@@ -268,6 +268,23 @@ def parent(pid):
         return 0
 
 
+def end_in_order(pids):
+    """Under make coverage, end the processes that pids() lists so that each reports its lines.
+
+    Without it nothing happens here: they will be killed.
+    """
+    patience, told = time.monotonic() + 5, set()
+    while 'COVERAGE_RCFILE' in os.environ and pids() and time.monotonic() < patience:
+        parents = {parent(pid) for pid in pids()}       # relays first: keepers kill theirs
+        for pid in set(pids()) - parents - told:
+            told.add(pid)
+            try:
+                os.kill(pid, signal.SIGTERM)
+            except OSError:
+                pass
+        time.sleep(0.02)
+
+
 class Daemon:
     """A vdelxcd in a host, its socket in a directory of its own."""
 
@@ -317,17 +334,7 @@ class Daemon:
 
     def close(self):
         """Stop the daemon and end its sessions."""
-        if 'COVERAGE_RCFILE' in os.environ:         # only who ends in order reports its lines
-            patience, told = time.monotonic() + 5, set()
-            while self.pids() and time.monotonic() < patience:
-                parents = {parent(pid) for pid in self.pids()}      # relays first: keepers kill
-                for pid in set(self.pids()) - parents - told:       # theirs
-                    told.add(pid)
-                    try:
-                        os.kill(pid, signal.SIGTERM)
-                    except OSError:
-                        pass
-                time.sleep(0.02)
+        end_in_order(self.pids)
         deadline = time.monotonic() + 10
         while self.pids() and time.monotonic() < deadline:
             for pid in self.pids():

@@ -122,6 +122,23 @@ def test_a_user_that_is_none_is_refused_at_the_start(host, new_daemon, option, w
 
 
 @as_root
+def test_where_nobody_is_no_user_relays_keep_the_daemons_rights(host, new_container, new_daemon):
+    """In a user namespace there may be no other user; who was asked for by name must be there."""
+    if subprocess.call(['unshare', '--map-root-user', 'true'], stderr=subprocess.DEVNULL):
+        pytest.skip('user namespaces are not allowed here')
+    daemon, c = new_daemon(host, '-v', start=False), new_container('c')
+    daemon.argv = ['unshare', '--map-root-user'] + daemon.argv
+    done = host.run(*(daemon.argv + ['--user', 'nobody']), check=False)
+    assert done.returncode == 1 and done.stderr.count('\n') == 1
+    assert '--user nobody: we cannot become that user here' in done.stderr
+    daemon.start()
+    assert 'relays keep our rights' in daemon.log()
+    join(c, daemon, 'null://')
+    assert status(relays(daemon)[0])['Uid'].split() == ['0'] * 4
+    assert limits(relays(daemon)[0])['Max processes'] == '0'
+
+
+@as_root
 def test_an_ordinary_user_stays_who_he_is_and_can_name_nobody_else(host, new_container, closing):
     require('setpriv')
     place = closing(peers.Place())
