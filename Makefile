@@ -62,7 +62,7 @@ test-tools: ## install what the tests use (Debian, as root)
 test-pythons: ## the core of the tests under every interpreter from 3.6 up
 	@PYTEST='$(PYTEST)' AS_ROOT='$(AS_ROOT)' sh tests/pythons.sh $(ARGS)
 
-coverage: $(VENV)/made ## all tests, then which lines of the two scripts they ran
+coverage: $(VENV)/made ## all tests, then which lines of the two scripts they ran; 95 % must
 	@PYTEST='$(PYTEST)' AS_ROOT='$(AS_ROOT)' sh tests/coverage.sh $(VENV) $(ARGS)
 
 bench: $(VENV)/made ## how fast, against vde_plug (needs root); ARGS: see tests/bench.py -h

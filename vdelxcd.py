@@ -1987,8 +1987,10 @@ class Udp(Plug):
         host, port = split_host(target)
         wanted = ip_family(mine).FAMILY if mine else 0
         os.environ.setdefault('RES_OPTIONS', RESOLVER)
+        # Of a str Python makes an international name, with tables that take 1.7 MB.
+        name = host if max(host) > '~' else host.encode()
         try:
-            number, _, _, _, self.peer = socket.getaddrinfo(host, int(port), wanted,
+            number, _, _, _, self.peer = socket.getaddrinfo(name, int(port), wanted,
                                                             SOCK_DGRAM)[0]
         except (OSError, UnicodeError) as error:
             text = 'host %s: %s' % (printable(host), error)
@@ -4017,7 +4019,10 @@ class Session:
             raise Failure(error.errno, 'giving up rights: ' + why(error))
 
     def fork(self, *others):
-        """Start the relay in a child, which has nothing of these other sockets. Raises Failure."""
+        """Start the relay in a child, which leaves these other sockets to us. Raises Failure.
+
+        When we return it has given up its rights.
+        """
         try:
             ours, theirs = socket.socketpair(AF_UNIX, SOCK_SEQPACKET)
             self.child = os.fork()
@@ -4027,12 +4032,16 @@ class Session:
             theirs.close()
             self.control.lifeline = ours
             self.control.let_go()           # the relay has them, too
+            if not ours.recv(1):
+                self.end_relay()
+                raise Failure(errno.EPERM, '')      # the relay logged why
             return
         status = 1
         try:
             for sock in (ours,) + others:
                 sock.close()
             self.give_up_rights()
+            theirs.send(b'+')
             self.control.lifeline = theirs
             status = self.relay()
             self.control.tell_keeper()

@@ -11,7 +11,7 @@ import subprocess
 
 import pytest
 
-from conftest import DAEMON, PYTHON, ROOT, processes, require, wait_until
+from conftest import DAEMON, PYTHON, ROOT, end_in_order, processes, require, wait_until
 
 pytestmark = pytest.mark.core
 
@@ -76,6 +76,8 @@ class Services:
             return int(file.read())
 
     def close(self):
+        end_in_order(lambda: processes(self.directory))
+
         def ended():
             for pid in processes(self.directory):
                 try:
