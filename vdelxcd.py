@@ -3355,7 +3355,7 @@ class Control:
             self.hear(fd)
         elif self.listener and fd == self.listener.fileno():
             self.accept()
-        elif self.lifeline.recv(1):         # the keeper wants to know before it ends us
+        elif take_packet(self.lifeline):    # the keeper wants to know before it ends us
             self.tell_keeper()
         return EMPTY
 
@@ -3412,14 +3412,14 @@ class Control:
             fds.frombytes(content)
         if request == b'close':
             raise Ended('closed by request')
-        if request == b'status' and say_packet(conn, self.status()):
-            return
+        done = request == b'status' and say_packet(conn, self.status())
         if request == b'capture' and fds and self.plug and fd not in self.captures:
             self.captures[fd] = [socket.socket(AF_UNIX, SOCK_SEQPACKET, 0, fds.pop()), 0]
-            return
+            done = True
         for each in fds:
             os.close(each)
-        self.hang_up(fd)
+        if not done:
+            self.hang_up(fd)
 
     def status(self):
         """The answer to 'status', bytes."""
@@ -3477,6 +3477,9 @@ class Control:
                     break
 
 
+PACKET_TEXT_MAX = 8192      # bytes of a packet that is no capture's
+
+
 def say_packet(conn, data):
     """Send a packet without waiting; False when that can't be."""
     try:
@@ -3484,6 +3487,18 @@ def say_packet(conn, data):
         return True
     except OSError:
         return False
+
+
+def take_packet(sock):
+    """What the other end said, b'' when that is nothing; never waits."""
+    for _ in range(2):
+        try:
+            return sock.recv(PACKET_TEXT_MAX, MSG_DONTWAIT)
+        except ConnectionResetError:        # it left without reading all, but may have spoken
+            continue
+        except OSError:
+            break
+    return b''
 
 
 def drops_of(plug):
@@ -3979,7 +3994,6 @@ def name_process(name):
 ASK_TIME = 1.0                  # seconds that all sessions together have to answer
 ASK_AGAIN = 0.02                # seconds until a session is asked again whose queue was full
 ASKED_MAX = 200                 # sessions that are asked at the same time
-ANSWER_MAX = 8192               # bytes
 NUMBER_MAX = 20                 # digits; those of 2 ** 64 - 1
 NUMERIC = ('since', 'client', 'uid', 'gid', 'in_frames', 'in_bytes', 'in_drops', 'out_frames',
            'out_bytes', 'out_drops')
@@ -4036,18 +4050,6 @@ def connect_session(name):
     except OSError:
         sock.close()
         raise
-
-
-def take_packet(sock):
-    """What a session says, b'' when that is nothing; never waits."""
-    for _ in range(2):
-        try:
-            return sock.recv(ANSWER_MAX, MSG_DONTWAIT)
-        except ConnectionResetError:        # it left before it read our words, maybe not silently
-            continue
-        except OSError:
-            break
-    return b''
 
 
 def read_link(path):
@@ -4219,15 +4221,16 @@ class Reaper:
         """End the sessions of a namespace."""
         for key, each in list(self.sessions.items()):
             if each == namespace:
+                adopted = isinstance(key, bytes)
                 try:
-                    pid = pid_in(key) if isinstance(key, bytes) else key
-                    if pid is key:
-                        os.kill(pid, SIGTERM)
-                    else:
+                    pid = pid_in(key) if adopted else key
+                    if adopted:
                         end_session(pid, find_sessions().get(key))
+                    else:
+                        os.kill(pid, SIGTERM)
                     log.line(LOG_NOTICE, 'container gone: %s: session %d ended' % (each, pid))
-                except OSError:
-                    if pid is not key:
+                except (OSError, ValueError):
+                    if adopted:
                         del self.sessions[key]      # it was gone already
 
 
@@ -5031,8 +5034,11 @@ def list_sessions(found, as_json):
         return
     for row in rows:
         if 'since' in row:
-            then = min(int(row['since']), 1 << 36)          # beyond some such number no year is
-            row['since'] = time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(then))
+            try:
+                row['since'] = time.strftime('%Y-%m-%d %H:%M:%S',
+                                             time.localtime(int(row['since'])))
+            except (OverflowError, ValueError, OSError):
+                pass                        # no session of ours says such a number
     table = [[title for title, _ in COLUMNS]]
     table += [[str(row.get(key, '')) or '-' for _, key in COLUMNS] for row in rows]
     widths = [max(map(len, column)) for column in zip(*table)]
@@ -5161,7 +5167,7 @@ class Capture:
         except (BlockingIOError, BrokenPipeError, ConnectionResetError):
             return True                     # it is busy, or about to end
         while True:
-            data = self.frames.recv(1 << 20)
+            data = self.frames.recv(2 * Control.PACKET_MAX)
             if not data:
                 break
             write_all(output, data)
