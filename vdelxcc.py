@@ -52,6 +52,7 @@ SOCKET_NAME = 'vdelxcs'
 SEARCH_PATH = '/vde:/var/vde'
 INTERFACE = 'vde'
 TIMEOUT = 10.0
+MTU = 1500                                  # bytes, of a new TAP
 
 USAGE = 'Usage: vdelxcc [OPTION]... [VNL]'
 HELP = USAGE + """
@@ -756,7 +757,8 @@ def run(options):
         known = abilities(daemon, timeout)
         daemon.close()
         daemon = connect(options.get('socket', SOCKET_NAME), timeout)
-        keys = {key: value for key, value in (('mtu', 'auto'), ('reason', '1')) if key in known}
+        keys = {key: value for key, value in (('mtu', options.get('mtu', str(MTU))),
+                                             ('reason', '1')) if key in known}
         if 'offload' in options and 'offload' in known:
             flags, keys['offload'] = flags | IFF_VNET_HDR, '1'
         elif 'offload' in options:
@@ -768,7 +770,7 @@ def run(options):
         set_before(interface, options)
         answer = hand_over(daemon, tap, options['vnl'], keys, timeout)
         tell('%s: handed over, %s' % (name, options['vnl'] or 'the default network'))
-        set_after(interface, options, answer.get('mtu', '') if 'mtu' in keys else '')
+        set_after(interface, options, answer if 'mtu' in keys else {})
         if 'verbose' in options:
             say(name + '\n', sys.stdout)
     except BaseException:                   # an interrupt too
@@ -789,8 +791,9 @@ def set_before(interface, options):
         interface.add_address(*address)
 
 
-def set_after(interface, options, advice):
-    """The settings that wait for the network; advice is the MTU that fits it, '' if unknown."""
+def set_after(interface, options, answer):
+    """The settings that wait for the network; the daemon's answer may tell the MTU that fits it."""
+    advice = answer.get('mtu', '')
     if options.get('mtu') == 'auto' and advice.isdigit():
         if int(advice) < IPV6_MIN_MTU and any(
                 len(each[1]) == 16 for each in options.get('address', [])):
@@ -799,7 +802,7 @@ def set_after(interface, options, advice):
         interface.set_mtu(int(advice))
     elif options.get('mtu') == 'auto':
         interface.tell('this daemon gives no advice; the MTU stays %d' % interface.mtu())
-    elif 'verbose' in options and advice.isdigit() and interface.mtu() > int(advice):
+    elif 'verbose' in options and 'fragmented' in answer:
         interface.tell('the MTU of %d does not fit the network, whose datagrams will be '
                        'fragmented; --mtu auto would take %s' % (interface.mtu(), advice))
     if 'up' in options or options.get('address') or options.get('gateway'):

@@ -287,3 +287,20 @@ def test_offload_must_be_asked_for(pair):
                   "s=socket.socket(1);s.connect(sys.argv[1]);"
                   "s.sendmsg([%r],[(1,1,struct.pack('i',t))]);print(s.recv(99))" % (flags, request))
         assert c.run(PYTHON, '-c', script, daemon.socket).stdout == "b'22\\x00'\n"
+
+
+def test_the_daemon_says_when_the_mtu_does_not_fit(host, new_host, new_container, new_daemon):
+    host.wire(new_host())
+    daemon, c = new_daemon(host), new_container('c')
+    c.client('-s', daemon.socket, '--mtu', '1500', '-v', 'vxvde://')
+    line = 'the MTU of 1500 does not fit: datagrams will be fragmented; it may be 1450: vxvde:// ('
+    assert daemon.log().count(line) == 1
+    c.client('-s', daemon.socket, '-i', 'plain0', 'vxvde://')
+    assert daemon.log().count(line) == 2, 'the default of a client that does not tell'
+    for argv in (['--mtu', '1450', 'vxvde://'], ['--mtu', 'auto', 'vxvde://'],
+                 ['--mtu', '9000', 'null://'], ['--mtu', '1446', 'vlan://3{vxvde://}']):
+        done = c.client('-v', '-s', daemon.socket, *argv)
+        assert 'fragmented' not in done.stderr, argv
+    done = c.client('-v', '-s', daemon.socket, '--mtu', '1447', 'vlan://3{vxvde://}')
+    assert 'fragmented' in done.stderr
+    wait_until(lambda: daemon.log().count('fragmented') == 3)

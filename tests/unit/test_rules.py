@@ -244,10 +244,11 @@ def test_a_file_that_cannot_be_read_is_a_failure(vdelxcd, parse, tmp_path, make,
 
 
 def test_a_prefix_that_ends_inside_a_number_is_warned_of(read):
-    text = 'pfxallow vxvde://239.0.0.1\npfxallow vxvde://\npfxdeny tap://tap2\nallow tap://tap3\n'
+    text = ('pfxallow vxvde://239.0.0.1\npfxallow vxvde://\npfxdeny tap://tap2\nallow tap://tap3\n'
+            'pfxallow vxvde://ff05::a\npfxallow vxvde://ff05::\npfxallow tap://a\npfxallow\n')
     warnings = read(text)[1]
     assert [warning.split(': ')[0].rsplit('/')[-1] for warning in warnings] == [
-        'rules:1', 'rules:3']
+        'rules:1', 'rules:3', 'rules:5']
     assert warnings[0].endswith('vxvde://239.0.0.10')
 
 
@@ -444,3 +445,50 @@ def test_a_line_about_a_whole_decides_until_all_of_it_is_allowed(judged):
     assert judged('pfxallow vlan://\npfxdeny vlan://9{\npfxallow\n', [nine, eight]) == [eight]
     # Only for the level itself the first line is the one that counts.
     assert judged('pfxallow vlan://9\npfxdeny vlan://\npfxallow null://\n', [nine, eight]) == [nine]
+
+
+def test_a_group_of_ports_that_may_not_exist_is_the_switch_itself(judged):
+    vnls = ['vde:///run/sw[blue]', 'vde:///run/sw[blue/mode=777]', 'vlan://3{vde:///run/sw[blue]}',
+            'vde:///run/sw[3/portgroup=blue]', 'vde:///run/sw[green]', 'vde:///run/sw']
+    for tag in 'deny', 'pfxdeny':
+        assert judged(tag + ' vde:///run/sw[3]\npfxallow\n', vnls) == vnls[:3] + vnls[4:]
+        assert judged(tag + ' vde:///run/sw[blue]\npfxallow\n', vnls[2:]) == (
+            vnls[3:] if tag == 'deny' else vnls[4:])
+    assert judged('deny vde:///run/sw\npfxallow\n', vnls) == [vnls[3]]
+    assert judged('deny vlan://3{vde:///run/sw}\npfxallow\n', vnls) == vnls[:2] + vnls[3:]
+    assert judged('allow vde:///run/sw\n', vnls) == [vnls[5]]
+
+
+def test_a_denied_path_is_denied_by_every_link_to_it(judged, tmp_path):
+    secret, link, open_ = tmp_path / 'secret', tmp_path / 'link', tmp_path / 'open'
+    secret.mkdir(), open_.mkdir()
+    link.symlink_to(secret)
+    (open_ / 'up').symlink_to('..')
+    for scheme in 'vde', 'hub', 'ptp':
+        vnls = ['%s://%s' % (scheme, path) for path in (
+            secret, link, open_ / 'up' / 'secret', open_ / 'up' / 'link')]
+        nested = ['vlan://3{%s}' % vnl for vnl in vnls]
+        for denied in vnls:
+            for tag in 'deny', 'pfxdeny':
+                assert judged('%s %s\npfxallow\n' % (tag, denied), vnls + nested) == [], denied
+        assert judged('pfxdeny vlan://3{%s\npfxallow\n' % vnls[0], vnls + nested) == vnls
+        other = '%s://%s' % (scheme, open_)
+        assert judged('deny %s\npfxallow\n' % vnls[0], [other]) == [other]
+    assert judged('pfxdeny vde://%s/\npfxallow\n' % tmp_path, ['vde://%s' % link]) == []
+    link.unlink()
+    link.symlink_to(open_)                  # what a link leads to is what counts
+    assert judged('deny vde://%s\npfxallow\n' % secret, ['vde://%s' % link]) != []
+
+
+def test_a_denied_switch_is_denied_as_the_default_switch_too(judged, monkeypatch, tmp_path):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    vnls = ['vde://', 'vde://[mode=700]', 'vde://[blue]', 'vlan://3{vde://}']
+    for path in '/var/run/vde.ctl', '/tmp/vde.ctl', str(tmp_path / '.vdeplug/default'):
+        for tag in 'deny', 'pfxdeny':
+            assert judged('%s vde://%s\npfxallow\n' % (tag, path), vnls) == [], path
+        assert judged('deny vde://%s[5]\npfxallow\n' % path, vnls + ['vde://[5]']) == vnls
+    assert judged('pfxdeny vde:///tmp/\npfxallow\n', vnls) == []
+    assert judged('deny vde:///elsewhere\npfxallow\n', vnls) == vnls
+    monkeypatch.delenv('HOME')
+    monkeypatch.setattr(os, 'getuid', lambda: 4000000001)       # who has no name
+    assert judged('deny vde:///elsewhere\npfxallow\n', vnls) == vnls

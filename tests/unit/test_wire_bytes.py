@@ -77,10 +77,13 @@ def test_the_ioctl_numbers_are_those_of_the_architecture(monkeypatch, machine, n
 # ---- vxvde --------------------------------------------------------------------------------------
 
 class Recorder:
-    """In the place of a UdpPort: notes each run of frames that would be sent."""
+    """In the place of a UdpPort and its socket: notes each run of frames that would be sent."""
 
     def __init__(self):
-        self.runs = []
+        self.runs, self.sock = [], self
+
+    def sendto(self, datagram, flags, peer):
+        self.runs.append((peer, [bytes(datagram)]))
 
     def send(self, burst, first, last, peer, plug):
         header = plug.headroom
