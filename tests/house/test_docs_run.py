@@ -260,9 +260,9 @@ def test_the_readme_shows_what_list_prints_and_its_commands_work(host, new_conta
     show, watch, close = readme_commands(title, 'host')
     shown = read('README.md').split(title)[1].split(show + '\n')[1].split('```')[0].splitlines()
     printed = host.run('sh', '-c', 'cd %s; %s' % (ROOT, show)).stdout.splitlines()
-    assert printed[0].split() == shown[0].split() and len(printed) == 2
+    assert printed[0].split()[:9] == shown[0].split()[:9] and len(printed) == 2
     for line in printed[1:] + shown[1:]:
-        assert re.match(r' *\d+ +0 +\w+ +up +[\d-]+ [\d:]+ +\d+ +0 +0 +net:\[\d+\] +\d+$', line)
+        assert re.match(r' *\d+ +0 +\w+ +up +[\d-]+ [\d:]+ +\d+ +0 +0 +net:\[\d+\][\d ]*$', line)
     watcher = host.popen('sh', '-c', 'cd %s; %s' % (ROOT, watch + ' -c 1'), stdout=subprocess.PIPE,
                          stderr=subprocess.DEVNULL)
     container.up('lan0', '10.0.0.1/24')
