@@ -4020,11 +4020,13 @@ class Session:
 
     GONE = 3                            # exit status of a relay whose network went
     LAST_WORD = 0.2                     # seconds for a relay to tell what it counted
+    STEADY = 10.0                       # seconds after which a network is not one that flaps
 
     def __init__(self, tap, plug, vnl, who, descriptors):
         self.tap, self.plug, self.vnl, self.who = tap, plug, vnl, who
         self.descriptors = descriptors
         self.child, self.control = None, Control(tap)
+        self.pause = FIRST_WAIT         # until a lost network is tried again
 
     def give_up_rights(self):
         """Become the user that relays are. Raises Failure."""
@@ -4089,7 +4091,12 @@ class Session:
             if not self.child:
                 self.relay()
                 return
-            while self.child_status() == self.GONE:
+            while True:
+                opened = time.monotonic()
+                if self.child_status() != self.GONE:
+                    break
+                if time.monotonic() - opened > self.STEADY:
+                    self.pause = FIRST_WAIT
                 self.plug.close()
                 Plug.again = True
                 self.tap.set_carrier(False)
@@ -4133,16 +4140,15 @@ class Session:
         even when one attempt met a switch that said nothing (Vde.ANSWER_TIME); the random part
         keeps many sessions from coming back at the same moment.
         """
-        wait = FIRST_WAIT
         while True:
-            self.wait(time.monotonic() + wait * (0.75 + os.urandom(1)[0] / 512))
+            self.wait(time.monotonic() + self.pause * (0.75 + os.urandom(1)[0] / 512))
+            self.pause = min(self.pause * 2, LONGEST_WAIT)
             try:
                 self.plug = open_plug(self.vnl, 'vdelxcd ' + self.who)
                 self.fork()
                 return
             except Failure:
                 self.plug.close()
-                wait = min(wait * 2, LONGEST_WAIT)
 
     def wait(self, deadline):
         """Throw away what comes from the interface, and answer who asks. Raises Ended."""
