@@ -26,9 +26,13 @@ export PYTHONDONTWRITEBYTECODE = 1
 
 help: ## print this list
 	@echo 'make TARGET, one of:'
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1 - \2/p' $(firstword $(MAKEFILE_LIST))
-	@echo 'Variables: PREFIX DESTDIR (install), ARGS (more arguments for pytest), VDELXC_PYTHON'
-	@echo '(the interpreter of the scripts in demo and tests), PYTHON (the one of all the rest).'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1 \2/p' $(firstword $(MAKEFILE_LIST)) | \
+		while read -r target what; do printf '  %-12s  %s\n' "$$target" "$$what"; done
+	@echo 'Variables, as in "make install PREFIX=/usr":'
+	@echo '  PREFIX DESTDIR  where install copies to'
+	@echo '  ARGS            more arguments for pytest'
+	@echo '  VDELXC_PYTHON   the interpreter of the two scripts in demo and tests'
+	@echo '  PYTHON          the interpreter of all the rest'
 
 demo: ## two containers, one daemon, a ping; as root or not, and nothing is left behind
 	@sh tests/demo.sh
@@ -58,7 +62,7 @@ test-tools: ## install what the tests use (Debian, as root)
 test-pythons: ## the core of the tests under every interpreter from 3.6 up
 	@PYTEST='$(PYTEST)' AS_ROOT='$(AS_ROOT)' sh tests/pythons.sh $(ARGS)
 
-coverage: $(VENV)/made ## all tests, then which lines of the two scripts they ran
+coverage: $(VENV)/made ## all tests, then which lines of the two scripts they ran; 95 % must
 	@PYTEST='$(PYTEST)' AS_ROOT='$(AS_ROOT)' sh tests/coverage.sh $(VENV) $(ARGS)
 
 bench: $(VENV)/made ## how fast, against vde_plug (needs root); ARGS: see tests/bench.py -h

@@ -82,7 +82,8 @@ Make an Ethernet interface on the VDE network VNL (the daemon's default network 
   -h, --help            print this text and exit
       --version         print the version and exit
 
-VNLs: vxvde:// vxvde://239.1.2.3/vni=7 vde:///run/switch ...; see vnl(7).
+Example: vdelxcc -a 10.0.0.1/24 vxvde://
+VNLs: vxvde:// vxvde://239.1.2.3/vni=7 vde:///run/switch ...; see vdelxcc(1) and vnl(7).
 """ % (SEARCH_PATH, SOCKET_NAME, INTERFACE, TIMEOUT)
 
 
@@ -147,7 +148,7 @@ DEVICE_ADVICE = ('LXC: "lxc.mount.entry = /dev/net/tun dev/net/tun none bind,cre
 MODULE_ADVICE = 'the host has no tun driver; on the host: modprobe tun'
 OPEN_ADVICE = {
     errno.ENOENT: 'bring the device into the container; ' + DEVICE_ADVICE,
-    errno.EACCES: 'let the container use the device; ' + DEVICE_ADVICE,
+    errno.EACCES: "the device's mode or owner keeps you out; on the host: chmod 666 " + TUN_DEVICE,
     errno.EPERM: 'let the container use the device; ' + DEVICE_ADVICE,
     errno.ENODEV: MODULE_ADVICE,
     errno.ENXIO: MODULE_ADVICE,

@@ -73,10 +73,12 @@ network and, without -f, the only one. Without VNL and -f every network is allow
   -d, --daemon          detach; return when the socket listens
   -p, --pidfile FILE    write the daemon's process id to FILE
   -m, --mode MODE       octal permissions of SOCKET (default: as the umask says)
-      --user USER[:GROUP]  who relays are once their network is open; names or numbers
+      --user USER[:GROUP]
+                        who relays are once their network is open; names or numbers
                         (default nobody when started as root; root: no change)
       --max-sessions N  interfaces at most (default %d)
-      --max-per-container N  interfaces of one network namespace at most (default %d)
+      --max-per-container N
+                        interfaces of one network namespace at most (default %d)
   -v, --verbose         log every interface that opens and closes
       --allow-commands  without VNL and -f: allow networks that run a program on this host
                         (cmd:// and all schemes that need vde_plug)
@@ -95,6 +97,7 @@ network and, without -f, the only one. Without VNL and -f every network is allow
       --version         print the version and exit
 
 Without SOCKET (--check-config, --test, a socket from systemd), one argument with :// is VNL.
+Example: vdelxcd -v /tmp/vde/vdelxcs vxvde://
 SIGHUP reads FILE again. Interfaces outlive the daemon; see vdelxcd(1) and vnl(7).
 """ % (SESSIONS_MAX, CONTAINER_MAX)
 
@@ -270,17 +273,23 @@ class Log:
         self.syslog = None          # the socket to LOG_SOCKET
 
     def open_stderr(self):
-        """Get a non-blocking way to what stderr is; its own open file would block others too."""
+        """Get a non-blocking way to what stderr is; its own open file would block others too.
+
+        A regular file never blocks. Its open file is kept: a new one would have a position of its
+        own, and what others write through the old one would land on our lines.
+        """
         try:
-            if stat.S_ISSOCK(os.fstat(2).st_mode):
+            mode = os.fstat(2).st_mode
+            if stat.S_ISSOCK(mode):
                 copy = socket.socket(fileno=os.dup(2))
                 self.write = lambda line: copy.send(line, MSG_DONTWAIT | MSG_NOSIGNAL)
                 self.close_stderr = copy.close
             else:
                 if fcntl.fcntl(2, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
                     raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-                copy = os.open('/proc/self/fd/2', os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK
-                               | os.O_NOCTTY | os.O_CLOEXEC)
+                copy = os.dup(2) if stat.S_ISREG(mode) else os.open(
+                    '/proc/self/fd/2', os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY
+                    | os.O_CLOEXEC)
                 self.write = lambda line: os.write(copy, line)
                 self.close_stderr = lambda: os.close(copy)
         except OSError:
@@ -1117,8 +1126,9 @@ class Plug:
         """Look up what an OSError means at a place: raise Ended or PlugGone, or count frames."""
         fates = FATES[place]
         fate = fates.get(error.errno, fates[None])
-        if fate is END:
-            raise Ended(why(error))
+        if fate is END:                     # of a TAP, EBADFD is the end that is nobody's fault
+            gone = error.errno == errno.EBADFD
+            raise Ended('the interface was deleted' if gone else why(error))
         if fate is GONE:
             raise PlugGone(error.errno, why(error))
         self.drops += frames
@@ -1977,8 +1987,10 @@ class Udp(Plug):
         host, port = split_host(target)
         wanted = ip_family(mine).FAMILY if mine else 0
         os.environ.setdefault('RES_OPTIONS', RESOLVER)
+        # Of a str Python makes an international name, with tables that take 1.7 MB.
+        name = host if max(host) > '~' else host.encode()
         try:
-            number, _, _, _, self.peer = socket.getaddrinfo(host, int(port), wanted,
+            number, _, _, _, self.peer = socket.getaddrinfo(name, int(port), wanted,
                                                             SOCK_DGRAM)[0]
         except (OSError, UnicodeError) as error:
             text = 'host %s: %s' % (printable(host), error)
@@ -3892,21 +3904,13 @@ def hear_client(conn, link, rules, deadline, data):
         if fd is not None:
             os.close(fd)                # the client's next try may want the same name
         refuse(conn, error, asked, who, keys)
-        send_word(link, UNLOGGED_WORD if log.crowded else REFUSED_WORD)
+        say_packet(link, UNLOGGED_WORD if log.crowded else REFUSED_WORD)
         return
     os.close(fd)                        # before the link: its end says that the relay alone has it
 
 
 # What the server hears of a part of a hand-over. A refusal was logged, or not (see Throttle).
 DONE_WORD, REFUSED_WORD, UNLOGGED_WORD = b'+', b'!', b'?'
-
-
-def send_word(link, word):
-    """Tell the server how it went; it may be gone."""
-    try:
-        link.send(word, MSG_NOSIGNAL)
-    except OSError:
-        pass
 
 
 def container_of(fd, uid):
@@ -3971,7 +3975,7 @@ def serve_interface(link, done, place):
             plug.close()
         os.close(fds[0])
         refuse(conn, error, order.asked, who, order.keys)
-        send_word(done, UNLOGGED_WORD if log.crowded else REFUSED_WORD)
+        say_packet(done, UNLOGGED_WORD if log.crowded else REFUSED_WORD)
         return
     mtu, answer = order.keys.get('mtu', str(MTU)), {}
     too_big = mtu.isdigit() and len(mtu) < 6 and plug.fragments(int(mtu))
@@ -3981,7 +3985,7 @@ def serve_interface(link, done, place):
         answer['fragmented'] = 1
     if reply(conn, 0, **answer):
         conn.close()
-        send_word(done, DONE_WORD)
+        say_packet(done, DONE_WORD)
         done.close()
         log.detail('open interface: %s (%s)' % (excerpt(vnl.text), who))
         if too_big:
@@ -4030,7 +4034,10 @@ class Session:
             raise Failure(error.errno, 'giving up rights: ' + why(error))
 
     def fork(self, *others):
-        """Start the relay in a child, which has nothing of these other sockets. Raises Failure."""
+        """Start the relay in a child, which leaves these other sockets to us. Raises Failure.
+
+        When we return it has given up its rights.
+        """
         try:
             ours, theirs = socket.socketpair(AF_UNIX, SOCK_SEQPACKET)
             self.child = os.fork()
@@ -4040,12 +4047,16 @@ class Session:
             theirs.close()
             self.control.lifeline = ours
             self.control.let_go()           # the relay has them, too
+            if not ours.recv(1):
+                self.end_relay()
+                raise Failure(errno.EPERM, '')      # the relay logged why
             return
         status = 1
         try:
             for sock in (ours,) + others:
                 sock.close()
             self.give_up_rights()
+            theirs.send(b'+')
             self.control.lifeline = theirs
             status = self.relay()
             self.control.tell_keeper()

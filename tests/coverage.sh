@@ -1,15 +1,18 @@
 #!/bin/sh
 # coverage.sh VENV [ARGUMENT...]: run the suite and report which lines of the two scripts it ran, in
 # the tests' own process and in every program and session that they started. Started by "make
-# coverage"; the further arguments are for pytest.
+# coverage"; the further arguments are for pytest. Without any, the whole suite has run, and each of
+# the two scripts must reach LEAST percent.
 #
-# A lower bound: a process that is killed, that gave up its user, or that may write no files does
-# not report its lines.
+# A lower bound: a process that is killed, or that may write no files (a relay whose log is none),
+# does not report its lines. Relays gave up their user, so that everybody may write the data.
 set -u
+LEAST=95
 venv=$1
 shift
 top=$(pwd)
 work=$(mktemp -d) || exit
+chmod 1777 "$work"
 trap 'rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM HUP
 
@@ -20,21 +23,37 @@ export COVERAGE_RCFILE="$work/rc"
 cat > "$COVERAGE_RCFILE" << END
 [run]
 data_file = $work/data
-include = $top/vdelxc?.py
+include =
+    $top/vdelxc?.py
+    */vdelxc????????/vdelxc?.py
 parallel = true
 sigterm = true
 patch =
     subprocess
-    fork
     _exit
 disable_warnings = no-data-collected, module-not-measured
+[paths]
+copies =
+    $top
+    */vdelxc????????
 [report]
 show_missing = true
+exclude_also = raise NotImplementedError
 END
 
 VDELXC_PYTHON=$(realpath "$venv/bin")/python $AS_ROOT "$venv/bin/python" -m coverage run \
     $PYTEST -q tests "$@"
 status=$?
 echo
-"$venv/bin/python" -m coverage combine -q && "$venv/bin/python" -m coverage report || exit
+"$venv/bin/python" -m coverage combine -q 2> /dev/null &&
+    "$venv/bin/python" -m coverage report || exit
+if [ $# = 0 ]; then
+    for script in vdelxc?.py; do
+        percent=$("$venv/bin/python" -m coverage report --include="$top/$script" --format=total)
+        if [ "$percent" -lt $LEAST ]; then
+            echo "$script: only $percent % of its lines, not $LEAST" >&2
+            status=1
+        fi
+    done
+fi
 exit $status

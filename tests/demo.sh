@@ -63,9 +63,7 @@ run() {
 # A namespace that plays a container, and what a user types in it.
 container() {
     ip netns add "$1" || fail "no network namespace for container $1"
-    run "$1" "$python" vdelxcc.py -s $socket vxvde://
-    run "$1" ip address add "$2/24" dev vde0
-    run "$1" ip link set vde0 up
+    run "$1" "$python" vdelxcc.py -s $socket -a "$2/24" vxvde://
 }
 
 inside() {
@@ -80,8 +78,8 @@ inside() {
     say 'The daemon listens on a socket that the containers share.'
     run host "$python" vdelxcd.py -d -p /run/vdelxcd.pid $socket
 
-    say 'Container a asks for the network vxvde://. It makes a TAP interface, vde0, and hands it to'
-    echo 'the daemon. Nothing but the socket and /dev/net/tun is needed for that.'
+    say 'Container a asks for the network vxvde://. The client makes a TAP interface, vde0, gives it'
+    echo 'an address, and hands it to the daemon. It needs the socket and /dev/net/tun for that.'
     container a 10.0.0.1
 
     say 'Container b does the same.'

@@ -124,6 +124,16 @@ def test_the_rules_of_the_readme_mean_what_their_comments_say(vdelxcd, tmp_path)
         assert refusal.value.errno == errno.EACCES
 
 
+def test_the_page_and_the_readme_promise_the_same_figures():
+    page = read('man/vdelxcd.1').split('\nFigures, each of them')[1].split('\n.El')[0]
+    table = read('README.md').split('\n### What is promised\n')[1].split('\n### ')[0]
+    seen = re.findall(r'\((\d[^)]*|none)\)', page)
+    assert len(seen) == 10
+    lacking = [number for text in seen for number in re.findall(r'[\d.]+|none', text)
+               if not re.search(r'(?<![\d.])%s(?![\d.]*\d)' % re.escape(number), table)]
+    assert lacking == []
+
+
 # ---- vnl(7) -------------------------------------------------------------------------------------
 
 def scheme_sections():
@@ -201,7 +211,7 @@ def readme_commands(title, prompt):
 def test_the_plain_namespaces_of_the_readme_work_from_start_to_end(host, tmp_path):
     commands = readme_commands('### Plain namespaces', 'host')
     commands = commands[:commands.index('kill $(cat /run/vdelxcd.pid)') + 1]
-    assert len(commands) == 16
+    assert len(commands) == 12
     shared = str(tmp_path / 'vde')
     script = ['set -e', 'cd ' + ROOT, 'mount -t tmpfs tmpfs /run', 'mkdir -p /run/netns']
     script += [line.replace('/tmp/vde', shared) for line in commands]
@@ -213,6 +223,20 @@ def test_the_plain_namespaces_of_the_readme_work_from_start_to_end(host, tmp_pat
     finally:
         for pid in processes(shared):
             os.kill(pid, 9)
+
+
+def test_the_readme_serves_a_container_from_the_host_and_a_user_namespace(host, new_container,
+                                                                          new_daemon):
+    daemon, container = new_daemon(host), new_container()
+    command, = readme_commands('## Other containers', 'host')
+    command = command.replace('/tmp/vde/vdelxcs', daemon.socket)
+    host.run('sh', '-c', command.replace(' PID ', ' %d ' % container.holder.pid), cwd=ROOT)
+    container.ip('link show vde0')
+    unshare = readme_commands('### Plain namespaces', 'host')[-1]
+    inside, = readme_commands('### Plain namespaces', 'container')
+    assert unshare == 'unshare -rn' and ' 10.0.0.3/24 ' in inside
+    inside = inside.replace('/tmp/vde/vdelxcs', daemon.socket)
+    host.run(*unshare.split(), 'sh', '-c', inside + ' && ping -c 1 10.0.0.1', cwd=ROOT)
 
 
 def test_the_commands_of_the_readme_make_an_interface_ready_to_use(host, new_container, new_daemon):

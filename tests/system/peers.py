@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from conftest import DAEMON, PYTHON, Daemon, missing, require, wait_until
+from conftest import DAEMON, PYTHON, Daemon, missing, parent, require, wait_until
 
 ETHERTYPE = b'\x88\xb5'                 # IEEE 802: local experiments; no stack answers it
 EVERYONE = b'\xff' * 6
@@ -275,15 +275,6 @@ def refused(container, daemon, vnl):
 def carrier(namespace, name='vde0'):
     """Does an interface have its carrier?"""
     return 'NO-CARRIER' not in namespace.ip('-o link show ' + name).stdout
-
-
-def parent(pid):
-    """The pid of a process's parent; 0 when it is gone."""
-    try:
-        with open('/proc/%d/stat' % pid) as file:
-            return int(file.read().rpartition(')')[2].split()[1])
-    except OSError:
-        return 0
 
 
 def group_of(pid):

@@ -14,7 +14,7 @@ import tempfile
 
 import pytest
 
-from conftest import DAEMON, PYTHON, Daemon, processes, require, wait_until
+from conftest import DAEMON, PYTHON, Daemon, end_in_order, processes, require, wait_until
 
 BY_HAND = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'by_hand.py')
 REFUSED = os.strerror(errno.EACCES)
@@ -55,6 +55,8 @@ class Detached:
         wait_until(lambda: pid not in self.pids(), what='the daemon ends')
 
     def close(self):
+        end_in_order(self.pids)
+
         def ended():
             for pid in self.pids():
                 os.kill(pid, signal.SIGKILL)
@@ -201,7 +203,7 @@ def test_d_prints_what_went_wrong_and_returns_1(host, tmp_path):
 def test_a_daemon_that_cannot_fork_leaves_no_socket(host, limit):
     require('setpriv', 'prlimit')
     other = ['setpriv', '--reuid=64321', '--regid=64321', '--clear-groups']
-    if host.run(*(other + [PYTHON, '-c', '']), check=False).returncode:
+    if host.run(*(other + ['env', PYTHON, '-c', '']), check=False).returncode:
         pytest.skip('another user cannot run %s' % PYTHON)
     # Not below pytest's own directory, which other users cannot enter.
     with tempfile.TemporaryDirectory(prefix='vdelxc') as directory, open(DAEMON) as script:
@@ -310,6 +312,16 @@ def test_a_socket_that_was_replaced_is_not_removed(host, new_daemon):
         assert listens(daemon.socket)
 
 
+@pytest.mark.parametrize('mode', ['r', 'closed'])
+def test_a_standard_error_that_takes_nothing_hurts_nobody(host, new_daemon, new_container, mode):
+    daemon, c = new_daemon(host, start=False), new_container('c')
+    redirect = '2< /dev/null' if mode == 'r' else '2>&-'
+    daemon.process = host.popen('sh', '-c', 'exec "$@" ' + redirect, 'sh', *daemon.argv)
+    wait_until(daemon.accepts)
+    assert c.client('-s', daemon.socket, 'nonsense://x', check=False).returncode == 1
+    c.client('-s', daemon.socket, 'null://')
+
+
 # ---- the pidfile --------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('content', ['', '1\n', '999999999\n', 'nonsense', '-5', '\0' * 50])
@@ -384,6 +396,15 @@ def test_a_pidfile_that_was_replaced_is_not_removed(detached):
     wait_until(lambda: not detached.pids())
     with open(detached.pidfile) as file:
         assert file.read() == "somebody else's"
+
+
+def test_an_error_and_what_others_write_to_the_same_file_are_both_there(host, new_daemon, tmp_path):
+    """As in a script whose whole output goes to one file, opened without O_APPEND."""
+    daemon, file = new_daemon(host, start=False), tmp_path / 'output'
+    daemon.argv[-1] = '/nonexistent/socket'
+    host.run('sh', '-c', '{ echo before; "$@"; echo after; } > %s 2>&1' % file, 'sh', *daemon.argv)
+    lines = file.read_text().splitlines()
+    assert lines == ['before', lines[1], 'after'] and lines[1].startswith('vdelxcd: socket /nonex')
 
 
 # ---- signals ------------------------------------------------------------------------------------

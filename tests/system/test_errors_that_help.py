@@ -309,7 +309,7 @@ CASES = [
      '/dev/net/tun: let the container use the device; LXC: "lxc.mount.entry', denied_device),
     ('interface definition: Operation not permitted', 'vde0: root with CAP_NET_ADMIN',
      no_capability),
-    ('interface definition: Permission denied', 'let the container use the device',
+    ('interface definition: Permission denied', 'on the host: chmod 666 /dev/net/tun',
      lambda scene: device_node(scene, 10, 200, mode='0', before=NO_OVERRIDE)),
     ('interface definition: No such device', 'modprobe tun',
      lambda scene: device_node(scene, 10, 254)),

@@ -1,4 +1,4 @@
-"""The README's tutorial in real LXC containers, made with the busybox template.
+"""The README's recipes for LXC in real containers, made with the busybox template.
 
 Busybox has no Python: the container gets the interpreter of the host. Its libraries are there
 already, because the template mounts /lib and /usr/lib of the host.
@@ -8,7 +8,9 @@ import os
 import re
 import shlex
 import shutil
+import stat
 import subprocess
+import tempfile
 
 import pytest
 
@@ -17,6 +19,8 @@ from conftest import CLIENT, ROOT, Daemon, PYTHON, require, wait_until
 LOCKS = '/run/lxc/lock'                     # LXC never removes its lock files
 CGROUP = 'vdelxc-test-%d' % os.getpid()
 INTERPRETER = os.path.realpath('/usr/bin/python3')
+with open(CLIENT, encoding='ascii') as script:
+    CLIENT_TEXT = script.read()             # for pipes: lxc-attach changes the mode of a file
 
 # What keeps everything in our hands.
 PLAIN = """
@@ -28,10 +32,11 @@ lxc.cgroup.dir.container = {cgroup}/{name}.payload
 """
 
 
-def tutorial(pattern):
-    """What a pattern finds in the README's section about LXC."""
+def tutorial(pattern, title='## LXC'):
+    """What a pattern finds in a section of the README, by default the one about LXC."""
     with open(os.path.join(ROOT, 'README.md'), encoding='utf-8') as file:
-        return re.findall(pattern, file.read().split('\n## LXC\n')[1].split('\n## ')[0], re.M)
+        part = file.read().split('\n%s\n' % title)[1]
+    return re.findall(pattern, re.split(r'^##+ ', part, flags=re.M)[0], re.M)
 
 
 def entries(shared):
@@ -44,8 +49,8 @@ def entries(shared):
 class Lxc:
     """An LXC container in a directory of its own."""
 
-    def __init__(self, directory, name, more=''):
-        self.path, self.name = str(directory), name
+    def __init__(self, directory, name, more='', around=()):
+        self.path, self.name, self.around = str(directory), name, list(around)
         self.log = os.path.join(self.path, name + '.log')
         base = os.path.join(self.path, name + '.base')
         with open(base, 'w') as file:
@@ -55,7 +60,8 @@ class Lxc:
 
     def lxc(self, tool, *argv, check=True, **more):
         """Run one of the lxc- tools on this container."""
-        command = ['lxc-' + tool, '-P', self.path, '-n', self.name] + [str(arg) for arg in argv]
+        command = self.around + ['lxc-' + tool, '-P', self.path, '-n', self.name]
+        command += [str(arg) for arg in argv]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                               universal_newlines=True, timeout=60, **more)
         if check and done.returncode:
@@ -66,7 +72,8 @@ class Lxc:
     def start(self):
         """Start it; return None when it runs, else LXC's own reason."""
         self.monitor = subprocess.Popen(
-            ['lxc-start', '-P', self.path, '-n', self.name, '-F', '-l', 'ERROR', '-o', self.log],
+            self.around + ['lxc-start', '-P', self.path, '-n', self.name, '-F', '-l', 'DEBUG', '-o',
+                           self.log],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_until(lambda: self.monitor.poll() is not None or self.running(), timeout=30,
                    what='container %s runs' % self.name)
@@ -117,35 +124,50 @@ def remove_cgroups():
 
 
 @pytest.fixture
-def containers(tmp_path, host, closing):
-    """A daemon's shared directory on a host, and two started containers that have it as /vde."""
+def new_lxc(tmp_path):
+    """new_lxc(name, more lines of its configuration) makes a container; LXC starts some here."""
     require('lxc-create', 'busybox', 'nsenter')
-    if not os.path.exists(INTERPRETER):
-        pytest.skip('no /usr/bin/python3 that a container could use')
-    shared = tmp_path / 'shared'
-    shared.mkdir()
-    found = []
+    made = []
+
+    def new(name, more='', directory=tmp_path, **others):
+        made.append(Lxc(directory, name, more, **others))
+        return made[-1]
     try:
-        found.append(Lxc(tmp_path, 'plain'))
-        refusal = found[0].start()
+        refusal = new('plain').start()
         if refusal:
             pytest.skip('LXC can start no container here, not even a plain one: ' + refusal)
-        for name in 'one', 'two':
-            found.append(Lxc(tmp_path, name, entries(shared)))
-            refusal = found[-1].start()
-            assert not refusal, 'a plain one starts, that of the tutorial does not: ' + refusal
-        yield [closing(Daemon(host, shared, '-v'))] + found[1:]
+        yield new
     finally:
-        for each in found:
+        for each in made:
             each.close()
         remove_cgroups()
+
+
+@pytest.fixture
+def daemon(tmp_path, host, closing):
+    """A daemon on a host, its directory to be shared."""
+    shared = tmp_path / 'shared'
+    shared.mkdir()
+    return closing(Daemon(host, shared, '-v'))
+
+
+@pytest.fixture
+def containers(daemon, new_lxc):
+    """The daemon, and two started containers that have its directory as /vde."""
+    if not os.path.exists(INTERPRETER):
+        pytest.skip('no /usr/bin/python3 that a container could use')
+    found = [daemon]
+    for name in 'one', 'two':
+        found.append(new_lxc(name, entries(daemon.directory)))
+        refusal = found[-1].start()
+        assert not refusal, 'a plain one starts, that of the tutorial does not: ' + refusal
+    return found
 
 
 def copy_client(container):
     """Copy the client as the README does; its one command for it names the container bb1."""
     command, = tutorial(r'^\(host\)\$ cat vdelxcc.py \| lxc-attach -n bb1 -- (.*)')
-    with open(CLIENT) as script:
-        container.attach(*shlex.split(command), stdin=script)
+    container.attach(*shlex.split(command), input=CLIENT_TEXT)
 
 
 def test_the_tutorial_gives_two_lxc_containers_a_network(containers):
@@ -165,8 +187,7 @@ def test_the_tutorial_gives_two_lxc_containers_a_network(containers):
 
 def test_lxc_containers_get_interfaces_by_standard_input_and_from_the_host(containers):
     daemon, one, two = containers
-    with open(CLIENT) as script:
-        one.attach('python3', '-', 'vxvde://', stdin=script)
+    one.attach('python3', '-', 'vxvde://', input=CLIENT_TEXT)
     pid = two.lxc('info', '-p', '-H').stdout.strip()
     subprocess.check_call(['nsenter', '-t', pid, '-n', PYTHON, CLIENT, '-s', daemon.socket,
                            'vxvde://'], timeout=60)
@@ -174,3 +195,86 @@ def test_lxc_containers_get_interfaces_by_standard_input_and_from_the_host(conta
         container.attach('ip', 'addr', 'add', address, 'dev', 'vde0')
         container.attach('ip', 'link', 'set', 'vde0', 'up')
     one.attach('ping', '-c', 1, '-W', 10, '10.0.0.2')
+
+
+def hooks(daemon, *changes):
+    """The lines of the README by which the host gives a container its interface at the start."""
+    lines = tutorial(r'^lxc\.hook.*', '### LXC: an interface from the start')
+    assert len(lines) == 3
+    text = '\n'.join(lines) + '\n'
+    for old, new in ((' vdelxcc ', ' %s %s ' % (PYTHON, CLIENT)),
+                     ('/tmp/vde/vdelxcs', daemon.socket)) + changes:
+        assert old in text
+        text = text.replace(old, new)
+    return text
+
+
+def test_a_hook_of_the_host_gives_a_bare_container_its_interface(daemon, new_lxc, new_container):
+    bare = new_lxc('bare', hooks(daemon) + 'lxc.cap.drop = net_admin\n')
+    refusal = bare.start()
+    assert not refusal, refusal
+    for lacking in 'test -e /dev/net/tun', 'test -e /vde', 'python3 -V', 'ip link set vde0 down':
+        assert bare.attach('sh', '-c', lacking, check=False).returncode, lacking
+    other = new_container()
+    other.client('-s', daemon.socket, '-a', '10.0.0.2/24', 'vxvde://')
+    bare.attach('ping', '-c', 1, '-W', 10, '10.0.0.2')
+    other.ping('10.0.0.1')
+    assert daemon.log().count('open interface: ') == 2
+    bare.lxc('stop', '-k')
+    end = re.compile(r'close interface: vxvde:// \(vde0, .*: the interface was deleted\)')
+    wait_until(lambda: end.search(daemon.log()), timeout=3,
+               what='the other hook ends the session: ' + daemon.log())
+
+
+
+def test_a_container_whose_hook_is_refused_does_not_start_and_the_log_says_why(daemon, new_lxc):
+    bare = new_lxc('bare', hooks(daemon, ('vxvde://', 'vde:///nowhere')))
+    assert bare.start().endswith('Script exited with status 1')
+    with open(bare.log) as file:
+        assert 'vdelxcd: No such file or directory' in file.read()
+
+
+@pytest.fixture
+def open_directory():
+    """A directory that everybody may look into, unlike tmp_path."""
+    directory = tempfile.mkdtemp(prefix='vdelxc-test-')
+    os.chmod(directory, 0o755)
+    yield directory
+    shutil.rmtree(directory)
+
+
+def test_an_unprivileged_container_needs_an_open_device_and_an_open_socket(
+        open_directory, host, closing, new_lxc):
+    require('newuidmap')
+    maps = tutorial(r'^lxc\.idmap = [ug] 0 100000 65536$', '### LXC: unprivileged')
+    assert len(maps) == 2
+    mode, = tutorial(r'vdelxcd\.py -v (-m \d+) ', '### LXC: unprivileged')
+    shared, device, ranges = (os.path.join(open_directory, name)
+                              for name in ('shared', 'tun', 'ranges'))
+    os.mkdir(shared)
+    os.mknod(device, stat.S_IFCHR | 0o600, os.stat('/dev/net/tun').st_rdev)
+    with open(ranges, 'w') as file:
+        file.write('root:100000:65536\n')
+    lines = entries(shared).replace('/dev/net/tun dev/', device + ' dev/') + '\n'.join(maps) + '\n'
+    bind = 'for kind in u g; do mount --bind %s /etc/sub${kind}id || exit; done; exec "$@"' % ranges
+    one = new_lxc('one', lines, directory=open_directory,
+                  around=['unshare', '--mount', 'sh', '-c', bind, 'sh'])
+    refusal = one.start()
+    assert not refusal, refusal
+    assert one.attach('cat', '/proc/self/uid_map').stdout.split() == ['0', '100000', '65536']
+
+    def client():
+        return one.attach('python3', '-', '-a', '10.0.0.1/24', 'vxvde://', input=CLIENT_TEXT,
+                          check=False)
+    daemon = closing(Daemon(host, shared, '-v'))
+    os.chmod(daemon.socket, 0o755)
+    assert client().stderr.startswith('connect: Permission denied: /vde/vdelxcs: ')
+    daemon.stop()
+    daemon.argv[2:2] = mode.split()
+    daemon.start()
+    assert client().stderr.startswith('interface definition: Permission denied: /dev/net/tun: ')
+    os.chmod(device, 0o666)
+    assert client().stderr == ''
+    assert ' 10.0.0.1/24 ' in one.attach('ip', 'addr', 'show', 'dev', 'vde0').stdout
+    assert 'open interface: vxvde:// (vde0, pid ' in daemon.log()
+    assert ' uid 100000 gid 100000' in daemon.log()

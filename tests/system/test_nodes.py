@@ -405,6 +405,28 @@ def test_odd_datagrams_are_no_frames(node, members):
     assert data == frame(seed=1)
 
 
+def test_a_node_has_room_for_so_many_and_again_when_they_left(node, members, path, vdelxcd):
+    _, _, port = node('hub')
+    first, = members(1)
+    conns = []
+    for _ in range(vdelxcd.Node.PORTS_MAX + 9):
+        conns.append(socket.socket(socket.AF_UNIX))
+        conns[-1].settimeout(5)
+        conns[-1].connect(path + '/ctl')
+    turned_away = conns[-10:]
+    assert [conn.recv(1) for conn in turned_away] == [b''] * 10
+    conns[0].setblocking(False)
+    with pytest.raises(BlockingIOError):
+        conns[0].recv(1)
+    first.send(frame(seed=1))
+    expect(port, frame(seed=1))
+    for conn in conns:
+        conn.close()
+    late, = members(1)
+    late.send(frame(seed=2))
+    expect(port, frame(seed=2))
+
+
 def test_a_node_that_does_not_answer_is_told_as_such(host, new_container, new_daemon, path):
     daemon, c, d = new_daemon(host), new_container('c'), new_container('d')
     join(c, daemon, 'hub://' + path)

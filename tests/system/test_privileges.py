@@ -1,5 +1,6 @@
 """What relays may still do, how many there are at most, and what a dead container leaves."""
 
+import json
 import os
 import re
 import signal
@@ -8,7 +9,7 @@ import time
 
 import peers
 import pytest
-from conftest import Container, require, wait_until
+from conftest import ROOT, Container, require, wait_until
 from peers import carrier, join, session_pids
 
 as_root = pytest.mark.skipif(
@@ -73,6 +74,16 @@ def test_a_relay_is_nobody_and_can_do_nothing(host, new_container, new_daemon, t
     wait_until(lambda: daemon.pids() == [daemon.process.pid])
 
 
+@pytest.mark.parametrize('vnl, most', KINDS)
+def test_no_relay_keeps_the_connection_of_the_client(host, new_container, new_daemon, tmp_path, vnl,
+                                                     most):
+    """The answer ends for a client that reads to the end of it."""
+    daemon, c = new_daemon(host, '-v', '--allow-commands'), new_container('c')
+    done = c.run(*peers.python(os.path.join(ROOT, 'tests', 'system', 'by_hand.py'), daemon.socket,
+                               'many', 1, vnl.replace('{}', str(tmp_path))))
+    assert json.loads(done.stdout) == ['0\0']
+
+
 @as_root
 def test_without_a_log_file_a_relay_can_write_no_file(host, new_container, tmp_path, closing,
                                                       new_daemon):
@@ -108,6 +119,23 @@ def test_a_user_that_is_none_is_refused_at_the_start(host, new_daemon, option, w
     assert done.returncode == 1 and done.stderr.count('\n') == 1
     assert done.stderr.startswith('vdelxcd: --user ' + option) and words in done.stderr
     assert os.listdir(daemon.directory) == []
+
+
+@as_root
+def test_where_nobody_is_no_user_relays_keep_the_daemons_rights(host, new_container, new_daemon):
+    """In a user namespace there may be no other user; who was asked for by name must be there."""
+    if subprocess.call(['unshare', '--map-root-user', 'true'], stderr=subprocess.DEVNULL):
+        pytest.skip('user namespaces are not allowed here')
+    daemon, c = new_daemon(host, '-v', start=False), new_container('c')
+    daemon.argv = ['unshare', '--map-root-user'] + daemon.argv
+    done = host.run(*(daemon.argv + ['--user', 'nobody']), check=False)
+    assert done.returncode == 1 and done.stderr.count('\n') == 1
+    assert '--user nobody: we cannot become that user here' in done.stderr
+    daemon.start()
+    assert 'relays keep our rights' in daemon.log()
+    join(c, daemon, 'null://')
+    assert status(relays(daemon)[0])['Uid'].split() == ['0'] * 4
+    assert limits(relays(daemon)[0])['Max processes'] == '0'
 
 
 @as_root

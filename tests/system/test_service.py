@@ -11,7 +11,7 @@ import subprocess
 
 import pytest
 
-from conftest import DAEMON, PYTHON, ROOT, processes, require, wait_until
+from conftest import DAEMON, PYTHON, ROOT, end_in_order, processes, require, wait_until
 
 pytestmark = pytest.mark.core
 
@@ -76,6 +76,8 @@ class Services:
             return int(file.read())
 
     def close(self):
+        end_in_order(lambda: processes(self.directory))
+
         def ended():
             for pid in processes(self.directory):
                 try:
@@ -471,9 +473,9 @@ def settings(unit, name):
     return re.findall('^%s=(.*)' % name, units()[unit], re.M)
 
 
-def test_the_page_has_a_service_a_socket_and_a_service_of_a_user():
+def test_the_page_has_services_a_socket_and_a_service_of_a_user():
     assert sorted(units()) == ['system/vdelxcd.service', 'system/vdelxcd.socket',
-                               'user/vdelxcd.service']
+                               'system/vdelxcd@.service', 'user/vdelxcd.service']
 
 
 @pytest.mark.parametrize('directory', ['system', 'user'])
@@ -503,9 +505,12 @@ def test_systemd_finds_no_fault_in_the_units(tmp_path, directory):
 
 def test_the_services_call_the_daemon_as_it_can_be_called(vdelxcd):
     for unit, socket_path in (('system/vdelxcd.service', '/run/vdelxcd/vdelxcs'),
+                              ('system/vdelxcd@.service', '/run/vdelxcd/bb1/vdelxcs'),
                               ('user/vdelxcd.service', '/run/user/1000/vdelxcd/vdelxcs')):
         command, = settings(unit, 'ExecStart')
-        words = command.replace('%h', '/home/me').replace('%t', '/run/user/1000').split()
+        for specifier, value in ('%h', '/home/me'), ('%t', '/run/user/1000'), ('%i', 'bb1'):
+            command = command.replace(specifier, value)
+        words = command.split()
         for inherited in False, True:
             options = vdelxcd.parse_arguments(words[1:], inherited)
             assert options['socket'] == socket_path

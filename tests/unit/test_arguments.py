@@ -187,6 +187,13 @@ def test_a_command_line_of_the_daemon_that_makes_no_sense_is_told(vdelxcd, argv,
     assert word in str(caught.value)
 
 
+def test_the_inherited_socket_is_not_the_one_that_tells_of_readiness(vdelxcd):
+    vdelxcd.parse_arguments(['--ready-fd', '4'], inherited=True)
+    with pytest.raises(vdelxcd.Usage) as caught:
+        vdelxcd.parse_arguments(['--ready-fd', '3'], inherited=True)
+    assert '--ready-fd 3' in str(caught.value)
+
+
 # ---- both, as programs --------------------------------------------------------------------------
 
 @pytest.mark.parametrize('script, name, arguments', [
