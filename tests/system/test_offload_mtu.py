@@ -294,9 +294,9 @@ def test_the_daemon_says_when_the_mtu_does_not_fit(host, new_host, new_container
     daemon, c = new_daemon(host), new_container('c')
     c.client('-s', daemon.socket, '--mtu', '1500', '-v', 'vxvde://')
     line = 'the MTU of 1500 does not fit: datagrams will be fragmented; it may be 1450: vxvde:// ('
-    assert daemon.log().count(line) == 1
+    wait_until(lambda: daemon.log().count(line) == 1)
     c.client('-s', daemon.socket, '-i', 'plain0', 'vxvde://')
-    assert daemon.log().count(line) == 2, 'the default of a client that does not tell'
+    wait_until(lambda: daemon.log().count(line) == 2)       # who does not tell has the default
     for argv in (['--mtu', '1450', 'vxvde://'], ['--mtu', 'auto', 'vxvde://'],
                  ['--mtu', '9000', 'null://'], ['--mtu', '1446', 'vlan://3{vxvde://}']):
         done = c.client('-v', '-s', daemon.socket, *argv)
