@@ -11,13 +11,34 @@ LEAST=95
 venv=$1
 shift
 top=$(pwd)
+hook=
 work=$(mktemp -d) || exit
 chmod 1777 "$work"
-trap 'rm -rf "$work"' EXIT
+trap 'rm -rf "$work" "$hook"' EXIT
 trap 'exit 130' INT TERM HUP
 
 "$venv/bin/python" -c 'import coverage' 2> /dev/null ||
     "$venv/bin/python" -m pip install --disable-pip-version-check -q coverage==7.10.7 || exit
+
+# Tests and keepers end sessions that may be ending already: no signal interrupts a report.
+hook=$("$venv/bin/python" -c \
+    'import sysconfig; print(sysconfig.get_path("purelib") + "/uninterrupted.py")') || exit
+cat > "$hook" << END
+import os, signal, coverage
+
+class Uninterrupted(coverage.CoveragePlugin):
+    pass
+
+def cover():
+    leave = os._exit
+    def leave_uninterrupted(status):
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])
+        leave(status)
+    os._exit = leave_uninterrupted
+
+def coverage_init(registry, options):
+    os.register_at_fork(after_in_child=cover)
+END
 
 export COVERAGE_RCFILE="$work/rc"
 cat > "$COVERAGE_RCFILE" << END
@@ -26,6 +47,7 @@ data_file = $work/data
 include =
     $top/vdelxc?.py
     */vdelxc????????/vdelxc?.py
+plugins = uninterrupted
 parallel = true
 sigterm = true
 patch =

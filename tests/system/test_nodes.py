@@ -1,6 +1,7 @@
 """hub://, switch://, multi://, bonding://: an interface that is a node which others join."""
 
 import os
+import signal
 import socket
 import stat
 import struct
@@ -290,6 +291,23 @@ def test_a_switch_learns_and_ages_each_vlan_by_itself(node, members):
         two.send(frame(source=2, target=1, tags=five, seed=6))
         return one.frames(1, 0.1)
     wait_until(flooded, timeout=4, what='the MAC is too old')
+
+
+def test_a_switch_keeps_the_order_of_a_burst_that_goes_to_one_and_to_all(node, members):
+    daemon, _, port = node('switch')
+    one, two = members(2)
+    port.send(frame(source=9))
+    expect(one, frame(source=9))
+    sessions = [pid for pid in daemon.pids() if pid != daemon.process.pid]
+    for pid in sessions:
+        os.kill(pid, signal.SIGSTOP)
+    mixed = [frame(source=1, target=9 if number % 2 else peers.EVERYONE, seed=number)
+             for number in range(9)]        # as many as wait in a socket
+    one.send(*mixed)
+    for pid in sessions:
+        os.kill(pid, signal.SIGCONT)
+    expect(port, *mixed)
+    expect(two, frame(source=9), *mixed[::2])
 
 
 def test_the_mac_of_a_member_that_left_is_forgotten(node, members, path):

@@ -148,7 +148,8 @@ def test_an_ordinary_user_stays_who_he_is_and_can_name_nobody_else(host, new_con
     join(c, daemon, 'null://')
     assert status(relays(daemon)[0])['Uid'].split() == ['4711'] * 4
     assert limits(relays(daemon)[0])['Max processes'] == '0'
-    done = host.run(*(user + [place.daemon, '--user', 'nobody', place.join('other')]), check=False)
+    done = host.run(*(user + peers.python(place.daemon, '--user', 'nobody', place.join('other'))),
+                    check=False)
     assert done.returncode == 1 and 'only root can become somebody else' in done.stderr
 
 

@@ -5,6 +5,7 @@ import socket
 import pytest
 
 from conftest import wait_until
+from peers import in_namespace
 
 
 def interface(daemon, container, *addresses, vnl='vxvde://', mtu=1500):
@@ -88,6 +89,37 @@ def test_an_mtu_that_is_too_large_costs_only_the_frames_that_are_too_long(pair):
         no_answer(a, '10.0.0.2', size)
     a.ping('10.0.0.2', size=9192)
     assert 'close interface' not in daemon.log()
+
+
+@pytest.mark.parametrize('vnl', ['vxvde://', 'udp://7->192.0.2.%d:7'])
+def test_a_cable_that_is_pulled_in_the_middle_of_bulk_costs_only_frames(
+        host, new_host, new_container, new_daemon, vnl):
+    far, a, b = new_host('far'), new_container('a'), new_container('b')
+    host.wire(far)
+    daemons = new_daemon(host), new_daemon(far)
+    for daemon, container, end in (daemons[0], a, 1), (daemons[1], b, 2):
+        interface(daemon, container, '10.0.0.%d/24' % end, mtu=1450,
+                  vnl=vnl % (3 - end) if '%' in vnl else vnl)
+    a.ping('10.0.0.2')
+    a.ip('neigh replace 10.0.0.2 lladdr %s dev vde0' % b.ip('-o link show vde0').stdout.split(
+        'link/ether ')[1].split()[0])       # so that frames go on without an answer
+    out = a.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    for _ in range(3):
+        host.ip('link set eth0 down')
+        for _ in range(500):
+            out.sendto(bytes(1000), ('10.0.0.2', 9))
+        host.ip('link set eth0 up')
+        host.ip('route replace 239.0.0.0/8 dev eth0')
+        wait_until(lambda: 'LOWER_UP' in host.ip('link show eth0').stdout)
+        wait_until(lambda: a.ping('10.0.0.2', 1, check=False).returncode == 0)
+    for daemon in daemons:
+        assert 'close interface' not in daemon.log() and 'gone' not in daemon.log()
+        assert len(daemon.pids()) == 2
+
+
+def test_a_network_without_a_route_is_taken_for_a_usual_one(host, vdelxcd):
+    assert in_namespace(host, lambda: vdelxcd.path_mtu(('198.51.100.1', 7))) == 1500 - 28
+    assert in_namespace(host, lambda: vdelxcd.path_mtu(('2001:db8::1', 7))) == 1500 - 48
 
 
 def test_a_tap_of_the_host_is_the_other_end_of_the_interface(host, new_daemon, new_container):

@@ -178,6 +178,7 @@ def test_paths_of_the_daemon_are_fixed_before_it_detaches(vdelxcd):
     (['/s', '--ready-fd', ''], '--ready-fd'), (['/s', '--ready-fd', '-1'], '-1'),
     (['/s', '--ready-fd', '1\u0662'], '1'), (['/s', '--ready-fd', '9' * 30], '999'),
     (['--completion', 'zsh'], 'zsh'), (['--completion', ''], 'bash'), (['--completion'], 'value'),
+    (['--list', '--close', '7'], '--list'), (['--list', 'x'], 'x'), (['/s', '--json'], '--list'),
     (['--test'], '--test'), (['--check-config=x'], 'check-config'),
     (['--check-config', '-f', ''], 'empty'), (['--test', '', '-m', '8'], '8'),
 ])

@@ -85,6 +85,14 @@ def test_a_line_that_cannot_be_written_is_lost_and_hurts_nobody(vdelxcd, error):
     log.line(3, 'text')
 
 
+def test_who_keeps_count_of_refusals_does_not_grow_without_end(vdelxcd):
+    throttle = vdelxcd.Throttle()
+    for number in range(3 * throttle.CONTAINERS_MAX):
+        throttle.note('net:[%d]' % number, True)
+    assert len(throttle.lines) <= throttle.CONTAINERS_MAX
+    assert throttle.left('net:[%d]' % number) < throttle.LINES
+
+
 @pytest.mark.parametrize('text, line', [
     ('plain: /vde/é', 'plain: /vde/é'), ('a\nb', 'a\\nb'), ('\x1b[2J', '\\x1b[2J'), ('\r', '\\r'),
     ('\u2028', '\\u2028'), ('\u202e', '\\u202e'), ('\udcff', '\\udcff'), ('\t', '\\t'),
