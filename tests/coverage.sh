@@ -60,6 +60,7 @@ copies =
     */vdelxc????????
 [report]
 show_missing = true
+precision = 2
 exclude_also = raise NotImplementedError
 END
 
@@ -72,7 +73,7 @@ echo
 if [ $# = 0 ]; then
     for script in vdelxc?.py; do
         percent=$("$venv/bin/python" -m coverage report --include="$top/$script" --format=total)
-        if [ "$percent" -lt $LEAST ]; then
+        if ! awk "BEGIN { exit !($percent >= $LEAST) }"; then
             echo "$script: only $percent % of its lines, not $LEAST" >&2
             status=1
         fi

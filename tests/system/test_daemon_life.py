@@ -6,6 +6,7 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import stat
@@ -88,7 +89,13 @@ def comm(pid):
 def fds(pid):
     """What a process has open: a list of texts, sorted."""
     directory = '/proc/%d/fd' % pid
-    return sorted(os.readlink(os.path.join(directory, fd)) for fd in os.listdir(directory))
+    found = []
+    for fd in os.listdir(directory):
+        try:
+            found.append(os.readlink(os.path.join(directory, fd)))
+        except OSError:
+            pass                            # closed meanwhile
+    return sorted(found)
 
 
 def children(pid):
@@ -206,16 +213,18 @@ def test_a_daemon_that_cannot_fork_leaves_no_socket(host, limit):
     if host.run(*(other + ['env', PYTHON, '-c', '']), check=False).returncode:
         pytest.skip('another user cannot run %s' % PYTHON)
     # Not below pytest's own directory, which other users cannot enter.
-    with tempfile.TemporaryDirectory(prefix='vdelxc') as directory, open(DAEMON) as script:
+    with tempfile.TemporaryDirectory(prefix='vdelxc') as directory:
         os.chown(directory, 64321, 64321)
-        path = os.path.join(directory, 'sock')
-        done = host.run(*(other + ['prlimit', '--nproc=%d' % limit, PYTHON, '-', '-d', path]),
-                        check=False, stdin=script)
+        path, script = os.path.join(directory, 'sock'), os.path.join(directory, 'vdelxcd.py')
+        shutil.copy(DAEMON, script)
+        os.chmod(script, 0o755)
+        done = host.run(*(other + ['prlimit', '--nproc=%d' % limit, PYTHON, script, '-d', path]),
+                        check=False)
         for pid in processes(directory):
             os.kill(pid, signal.SIGKILL)
         assert done.returncode == 1 and done.stderr.count('\n') == 1
         assert os.strerror(errno.EAGAIN) in done.stderr
-        assert os.listdir(directory) == []
+        assert os.listdir(directory) == ['vdelxcd.py']
 
 
 # ---- the socket ---------------------------------------------------------------------------------

@@ -432,6 +432,8 @@ def test_a_capture_that_can_not_be_written_is_one_line(wired, tmp_path):
     pid = only(listed(daemon), container=inode(a))['pid']
     assert '/dev/full: No space left' in failing(daemon, '--capture', str(pid), '-w', '/dev/full')
     assert '/no/file: No such file' in failing(daemon, '--capture', str(pid), '-w', '/no/file')
+    closed = ask(daemon, '--capture', pid, check=False, before=('sh', '-c', 'exec "$@" >&-', 'sh'))
+    assert (closed.returncode, closed.stderr) == (1, 'vdelxcd: output: Bad file descriptor\n')
     primary, secondary = pty.openpty()
     process = daemon.host.popen(PYTHON, DAEMON, '--capture', pid, stdout=secondary,
                                 stderr=subprocess.PIPE, universal_newlines=True)

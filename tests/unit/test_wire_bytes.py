@@ -25,6 +25,50 @@ def test_the_request_for_a_tap_is_an_ifreq_with_its_name_and_flags(vdelxcc, vdel
         assert len(expected) == 40
 
 
+@pytest.mark.parametrize('data, path', [
+    (struct.pack('=H108s', 1, b'/run/x'), b'/run/x'), (struct.pack('=H108s', 1, b''), b''),
+    (struct.pack('=H108s', 1, b'x' * 108), b'x' * 108), (struct.pack('=H108s', 1, b'a\0b'), b'a'),
+    (struct.pack('=H108s', 2, b'/run/x'), None), (struct.pack('=H107s', 1, b'/run/x'), None),
+    (b'', None)])
+def test_a_switch_names_a_path_by_a_whole_sockaddr_un(vdelxcd, data, path):
+    if path is not None:
+        assert vdelxcd.unpack_path(data) == path
+        return
+    with pytest.raises(ValueError):
+        vdelxcd.unpack_path(data)
+
+
+def test_last_words_are_heard_from_one_who_left_without_hearing_ours(vdelxcd):
+    for said in b'words', b'':
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours:
+            ours.send(b'never read')
+            if said:
+                theirs.send(said)
+            theirs.close()
+            assert vdelxcd.take_packet(ours) == said
+
+
+def test_only_a_socket_that_nobody_has_open_is_stale(vdelxcd, tmp_path):
+    path, kind = str(tmp_path / 'socket'), socket.SOCK_STREAM
+    assert vdelxcd.remove_stale(path, kind)
+    with socket.socket(socket.AF_UNIX, kind) as listener:
+        listener.bind(path)
+        listener.listen(0)
+        waiting = []
+        for _ in range(3):                  # and then its backlog is full
+            assert not vdelxcd.remove_stale(path, kind) and os.path.exists(path)
+            waiting.append(socket.socket(socket.AF_UNIX, kind))
+            waiting[-1].setblocking(False)
+            try:
+                waiting[-1].connect(path)
+            except BlockingIOError:
+                pass
+        for each in waiting:
+            each.close()
+    assert vdelxcd.remove_stale(path, kind) and not os.path.exists(path)
+
+
 @pytest.mark.parametrize('name, size', [
     ('IFREQ', 40), ('UCRED', 12), ('IP_MREQN', 12), ('IPV6_MREQ', 20), ('SOCK_FILTER', 8),
     ('SOCK_FPROG', 2 * struct.calcsize('P')), ('VXLAN_HEADER', 8), ('INT', 4)])
