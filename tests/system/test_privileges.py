@@ -151,6 +151,9 @@ def test_an_ordinary_user_stays_who_he_is_and_can_name_nobody_else(host, new_con
     done = host.run(*(user + peers.python(place.daemon, '--user', 'nobody', place.join('other'))),
                     check=False)
     assert done.returncode == 1 and 'only root can become somebody else' in done.stderr
+    # He has no name here: where his nodes are by default is told by his number.
+    done = host.run(*(user + peers.python(place.daemon, '--test', 'hub://')))
+    assert 'hub:///tmp/vdenode_4711' in done.stdout
 
 
 @as_root

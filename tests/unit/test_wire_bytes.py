@@ -42,6 +42,7 @@ def test_last_words_are_heard_from_one_who_left_without_hearing_ours(vdelxcd):
     for said in b'words', b'':
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours:
+            assert vdelxcd.take_packet(ours) == b''         # nothing yet; it does not wait
             ours.send(b'never read')
             if said:
                 theirs.send(said)
