@@ -379,7 +379,10 @@ class Rights:
         for kind, limit in limits:
             hard = resource.getrlimit(kind)[1]
             if hard == resource.RLIM_INFINITY or hard > limit:
-                resource.setrlimit(kind, (limit, limit))
+                try:
+                    resource.setrlimit(kind, (limit, limit))
+                except ValueError:      # so Python has EPERM, as from a filter of system calls
+                    raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
 
 def become(uid, gid, groups=()):

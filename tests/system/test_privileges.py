@@ -1,5 +1,6 @@
 """What relays may still do, how many there are at most, and what a dead container leaves."""
 
+import errno
 import json
 import os
 import re
@@ -191,6 +192,22 @@ def test_relay_and_keeper_end_together_and_tidy_up(host, new_container, new_daem
     if (which, number) != ('keeper', signal.SIGKILL):
         assert os.listdir(str(tmp_path)) == []
     join(c, daemon, 'hub://%s/node' % tmp_path)
+
+
+@pytest.mark.parametrize('vnl', ['null://', 'hub://{}/node'], ids=['alone', 'with a keeper'])
+def test_a_relay_that_can_not_give_up_its_rights_never_carries_a_frame(
+        host, new_container, closing, tmp_path, tmp_path_factory, vnl):
+    """The client is told EPERM, the log why; neither interface nor process nor node stays."""
+    no_limits, c = os.path.join(ROOT, 'tests', 'system', 'no_limits.py'), new_container('c')
+    if host.run(*peers.python(no_limits, 'true'), check=False).returncode:
+        pytest.skip('system calls can not be filtered here')
+    daemon = closing(peers.start_daemon(host, tmp_path_factory.mktemp('vde'),
+                                        before=peers.python(no_limits)))
+    for _ in range(2):
+        said, logged = peers.refused(c, daemon, vnl.replace('{}', str(tmp_path)))
+        assert os.strerror(errno.EPERM) in said and said.count('\n') == 1
+        assert 'giving up rights: %s' % os.strerror(errno.EPERM) in logged and '(vde0, ' in logged
+        assert os.listdir(str(tmp_path)) == []
 
 
 # ---- quotas -------------------------------------------------------------------------------------
