@@ -23,6 +23,7 @@ from conftest import DAEMON, PYTHON, Daemon, require, wait_until
 
 AGAIN = '%d\0' % errno.EAGAIN
 USER = 64321
+PAUSE = 0.2                 # seconds in which a daemon that could not fork tries nothing
 
 
 @pytest.fixture(scope='module')
@@ -191,19 +192,30 @@ class AnotherUsers(Daemon):
         shutil.rmtree(self.directory)
 
 
-def exhaust_processes(scene, exhausted, restored):
-    """While no process can be made everybody is told to try again; then everybody is served."""
-    attacker, pid = scene.attacker, scene.daemon.process.pid
+def exhaust_processes(scene, exhausted, restored, clients=8, seconds=0):
+    """While no process can be made everybody is told to try again; then everybody is served.
+
+    So many clients come at once, again and again for so many seconds.
+    """
+    attacker, daemon = scene.attacker, scene.daemon
+    innocent, logged, since = scene.sessions('vde0'), len(daemon.log()), time.monotonic()
     exhausted()
-    found = attacker.storm(8, 'late')
-    assert set(found) == {AGAIN}, found
-    for _ in range(3):
-        done = attacker.container.client('-s', scene.daemon.socket, 'null://', check=False)
-        assert done.returncode == 1 and os.strerror(errno.EAGAIN) in done.stderr, done.stderr
-    scene.bystanders.ping()
-    assert quiet(pid)
+    with scene.bystanders.pinging():
+        while True:
+            found = attacker.storm(clients, 'late')
+            assert set(found) == {AGAIN}, found
+            done = attacker.container.client('-s', daemon.socket, 'null://', check=False)
+            assert done.returncode == 1 and os.strerror(errno.EAGAIN) in done.stderr, done.stderr
+            if time.monotonic() - since >= seconds:
+                break
+        assert quiet(daemon.process.pid)
+    lines, lasted = daemon.log()[logged:].splitlines(), time.monotonic() - since
     restored()
     wait_until(lambda: attacker.newcomer()[0] == '0\0', 2)
+    assert len(innocent) == 2 and scene.sessions('vde0') == innocent
+    # A line for each try, and after one that failed none for a moment.
+    assert all(line.startswith('fork: ') for line in lines), lines
+    assert 2 <= len(lines) <= 1 + lasted / PAUSE, lines
     scene.prove()
 
 
@@ -211,9 +223,9 @@ def test_a_user_without_processes_loses_nobody_and_serves_again_afterwards(host,
                                                                           new_scene):
     daemon = closing(AnotherUsers(host))
     scene = new_scene(daemon=daemon)
-    for _ in range(2):
+    for clients, seconds in (1, 0), (8, 10):
         exhaust_processes(scene, lambda: daemon.limit_processes(1),
-                          lambda: daemon.limit_processes(1000))
+                          lambda: daemon.limit_processes(1000), clients, seconds)
 
 
 class Cgroup:
