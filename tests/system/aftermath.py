@@ -1,8 +1,8 @@
 """After an attack: is the daemon as it was, does an innocent go on, is a newcomer served?
 
-A Baseline is noted before the attack; its check() afterwards waits until processes, descriptors
-and processor time are back, five seconds at most. Bystanders are two containers on a network of
-the daemon, and a third that comes later.
+A Baseline is noted before the attack, when the daemon is at peace; its check() afterwards waits
+until processes, descriptors and processor time are back, five seconds at most. Bystanders are two
+containers on a network of the daemon, and a third that comes later.
 """
 
 import contextlib
@@ -62,6 +62,28 @@ def belonging(daemon):
     return [everything[pid] for pid in sorted(found)]
 
 
+def costs(processes):
+    """What can leak: (pid, is it a zombie, number of its descriptors) of each."""
+    return sorted((each.pid, each.state == 'Z', each.fds) for each in processes)
+
+
+def at_peace(daemon):
+    """The processes of a daemon when none of them comes, goes or works; waits for that.
+
+    A process that hears a client, or looks for dead containers, is a child of the server, and has
+    no name of its own; who is about to close something does not sleep.
+    """
+    def at_rest(processes):
+        servers = {each.pid for each in processes if not each.name.startswith('vdelxcd:')}
+        return all(each.state == 'S' and not (each.pid in servers and each.parent in servers)
+                   for each in processes)
+
+    def looked_at_twice():
+        one, two = belonging(daemon), belonging(daemon)
+        return two if at_rest(one + two) and costs(one) == costs(two) else None
+    return wait_until(looked_at_twice, what='the daemon is at peace')
+
+
 class Baseline:
     """What a daemon and its sessions use, to be compared with what they use later.
 
@@ -70,7 +92,7 @@ class Baseline:
 
     def __init__(self, daemon):
         self.daemon = daemon
-        self.before = belonging(daemon)
+        self.before = at_peace(daemon)
 
     def check(self, more=0, seconds=BACK):
         """As many processes and descriptors as before, no zombie and no spinning, in time.
@@ -78,14 +100,28 @@ class Baseline:
         Processes may have been replaced by others (a restart); what each is allowed to have open
         is what the one in its place had. Of further sessions only the number counts.
         """
+        self.wait(lambda: self.fault(more), seconds)
+
+    def check_same(self, seconds=BACK):
+        """The very same processes, each with as many descriptors as before, and no other; soon."""
+        self.wait(self.difference, seconds)
+
+    @staticmethod
+    def wait(look, seconds):
+        """Until look() finds no fault."""
         deadline = time.monotonic() + seconds
         while True:
-            fault = self.fault(more)
+            fault = look()
             if not fault:
                 return
             if time.monotonic() > deadline:
                 pytest.fail('not back at the baseline within %g s: %s' % (seconds, fault))
             time.sleep(0.02)
+
+    def difference(self):
+        """What of processes and descriptors is not the same, or None."""
+        before, now = costs(self.before), costs(belonging(self.daemon))
+        return None if now == before else '%s, and before: %s' % (now, before)
 
     def fault(self, more=0):
         """What is not as it was, or None; takes WATCHED seconds when the rest is fine."""

@@ -68,6 +68,10 @@ class Scene:
         self.prove = self.bystanders.prove
         self.prove()
 
+    def costs_nothing(self):
+        """Nothing but what was there at the beginning, or it goes at once."""
+        self.bystanders.baseline.check_same()
+
     def sessions(self, name):
         """The processes that carry an interface's name."""
         found = []
@@ -81,19 +85,21 @@ class Scene:
         return found
 
 
-@contextlib.contextmanager
-def one_scene(directory, *argv):
-    """A Scene for several tests, in a directory of its own."""
+@pytest.fixture(scope='module')
+def scene(tmp_path_factory):
+    """One Scene for all tests of a module; at its end everybody is unharmed."""
     require_namespaces()
     with contextlib.ExitStack() as stack:
         def new(made):
             stack.callback(made.close)
             return made
         host = new(Host('host'))
-        daemon = new(Daemon(host, directory, *(argv or ('-v',))))
-        scene = Scene(host, daemon, lambda name: new(Container(name)))
-        stack.callback(scene.attacker.stop)
-        yield scene
+        daemon = new(Daemon(host, tmp_path_factory.mktemp('vde'), '-v'))
+        found = Scene(host, daemon, lambda name: new(Container(name)))
+        stack.callback(found.attacker.stop)
+        yield found
+        found.prove()
+        assert found.attacker.container.interfaces() == {'lo'}
 
 
 @pytest.fixture

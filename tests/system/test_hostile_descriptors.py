@@ -4,19 +4,10 @@ import errno
 
 import pytest
 
-from aftermath import belonging
-from attacks import one_scene
+from aftermath import belonging, costs
+from attacks import scene                                               # noqa: F401
 from conftest import wait_until
 from hostile import DESCRIPTORS, FUSES
-
-
-@pytest.fixture(scope='module')
-def scene(tmp_path_factory):
-    """One daemon for the whole table; at its end everybody is unharmed."""
-    with one_scene(tmp_path_factory.mktemp('vde')) as found:
-        yield found
-        found.prove()
-        assert found.attacker.container.interfaces() == {'lo'}
 
 
 def refused(answer):
@@ -24,45 +15,38 @@ def refused(answer):
     return answer in ('%d\0' % errno.EBADF, '%d\0' % errno.EINVAL)
 
 
-def costs(scene):
-    """The daemon's processes, zombies too, and how many descriptors each has."""
-    return sorted((each.pid, each.state == 'Z', each.fds) for each in belonging(scene.daemon))
-
-
-def cost_nothing(scene, before):
+def cost_nothing(scene):
     """A newcomer is served, the innocent's ping goes on, nothing is left behind."""
     answer, seconds = scene.attacker.newcomer()
     assert answer == '0\0' and seconds < 1
     scene.bystanders.ping(1)
-    wait_until(lambda: costs(scene) == before, 5, 'processes and descriptors as before')
+    scene.costs_nothing()
 
 
 @pytest.mark.parametrize('kind', sorted(DESCRIPTORS))
 def test_a_wrong_descriptor_is_refused_and_costs_nothing(scene, kind):
-    before = costs(scene)
     assert refused(scene.attacker.descriptor(kind))
-    cost_nothing(scene, before)
+    cost_nothing(scene)
 
 
 @pytest.mark.parametrize('order', [['itself'], ['in_two_messages', 'same'],
                                    ['in_two_messages', 'other']], ids=' '.join)
 def test_a_descriptor_that_comes_in_another_way_is_refused_too(scene, order):
-    before = costs(scene)
     assert refused(getattr(scene.attacker, order[0])(*order[1:]))
-    cost_nothing(scene, before)
+    cost_nothing(scene)
 
 
 def test_an_offload_header_that_was_announced_and_is_missing_is_refused(scene):
-    before = costs(scene)
     assert scene.attacker.hand('bad0', 'null://', 0x1002, 'offload=1\0').startswith('22\0')
     scene.attacker.let_go('bad0')
-    cost_nothing(scene, before)
+    cost_nothing(scene)
 
 
 # ---- descriptors that make whoever touches them wait --------------------------------------------
 
-def server_descriptors(scene):
-    return [each.fds for each in belonging(scene.daemon) if each.pid == scene.daemon.process.pid]
+def of_server(scene, processes):
+    """What the server alone costs."""
+    return costs(each for each in processes if each.pid == scene.daemon.process.pid)
 
 
 def test_who_waits_for_a_descriptor_is_cut_off_and_everybody_else_is_served(scene):
@@ -70,14 +54,15 @@ def test_who_waits_for_a_descriptor_is_cut_off_and_everybody_else_is_served(scen
 
     The kernel lets nobody kill a process that waits for a file system, until that one goes.
     """
-    before, mine = costs(scene), server_descriptors(scene)
+    before = scene.bystanders.baseline.before
     for kind in sorted(FUSES):
         scene.attacker.fuse(kind)
     scene.attacker.linger()
     with scene.bystanders.pinging():
         assert scene.bystanders.serve_newcomer() < 2
         assert len(belonging(scene.daemon)) > len(before)           # they do hang
-        wait_until(lambda: server_descriptors(scene) == mine, 7, 'the server waits no more')
+        wait_until(lambda: of_server(scene, belonging(scene.daemon)) == of_server(scene, before),
+                   7, 'the server waits no more')
         assert scene.bystanders.serve_newcomer() < 2
         # These are many; nobody else has to wait for their end.
         assert scene.attacker.newcomer()[0] == '%d\0' % errno.EAGAIN
@@ -92,5 +77,4 @@ def test_who_waits_for_a_descriptor_is_cut_off_and_everybody_else_is_served(scen
     scene.attacker.ip('link del fuse0')
     scene.attacker.hanging_end()
     scene.attacker.silent_end()
-    wait_until(lambda: costs(scene) == before, 5, 'processes and descriptors as before')
-    cost_nothing(scene, before)
+    cost_nothing(scene)

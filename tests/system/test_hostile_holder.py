@@ -10,8 +10,7 @@ import signal
 
 import pytest
 
-from aftermath import belonging
-from attacks import one_scene
+from attacks import scene                                               # noqa: F401
 from conftest import wait_until
 
 NAME = 'bad0'
@@ -20,27 +19,12 @@ NONBLOCK, APPEND, DIRECT = os.O_NONBLOCK, os.O_APPEND, os.O_DIRECT
 REFUSED = errno.EINVAL, errno.EBUSY, errno.EPERM, errno.EEXIST, errno.EBADF, 524     # ENOTSUPP
 
 
-@pytest.fixture(scope='module')
-def scene(tmp_path_factory):
-    """One daemon for all games; at the end everybody is unharmed."""
-    with one_scene(tmp_path_factory.mktemp('vde')) as found:
-        yield found
-        found.prove()
-        assert found.attacker.container.interfaces() == {'lo'}
-
-
-def costs(scene):
-    """The daemon's processes, zombies too, and how many descriptors each has."""
-    return sorted((each.pid, each.state == 'Z', each.fds) for each in belonging(scene.daemon))
-
-
 class Game:
     """The attacker's interface on the network of the innocent; he pings them all the time."""
 
     def __init__(self, scene, offload=False):
         self.scene, self.attacker = scene, scene.attacker
         flags, keys = (0x1002 | VNET, 'offload=1\0') if offload else (0x1002, '')
-        self.before = costs(scene)
         answer = self.attacker.hand(NAME, scene.bystanders.vnl, flags, keys)
         assert answer.startswith('0\0')
         self.attacker.container.up(NAME, scene.bystanders.net + '.66/24')
@@ -63,7 +47,7 @@ class Game:
         self.ping.wait()
         if delete:
             self.attacker.ip('link del ' + NAME, check=False)
-        wait_until(lambda: costs(self.scene) == self.before, 5, 'as it was before the game')
+        self.scene.costs_nothing()
         self.attacker.let_go(NAME)
         assert 'internal error' not in self.scene.daemon.log()
         assert 'Traceback' not in self.scene.daemon.log()
@@ -105,9 +89,6 @@ GAMES = {
     'attached with header': ([('attach_again', 0x5002)], False),
     'own frames': ([('put', 60, 200), ('put', 14, 200), ('put', 9000, 200)], False),
 }
-
-
-
 
 OFFLOAD = [kind for kind in GAMES if kind.startswith(('header', 'giants', 'byte', 'checksums'))]
 
@@ -239,7 +220,6 @@ def test_games_with_the_interface_change_that_interface_only(scene, play):
 
 def test_a_name_of_odd_bytes_is_escaped_in_the_log(scene):
     """The kernel forbids blanks, slashes and colons in a name, and nothing else."""
-    before = costs(scene)
     assert scene.attacker.hand('\x1b[31m\xff\x07') == '0\0'
     wait_until(lambda: 'x1b[31m' in scene.daemon.log())
     try:
@@ -251,4 +231,4 @@ def test_a_name_of_odd_bytes_is_escaped_in_the_log(scene):
     finally:
         scene.attacker.delete('\x1b[31m\xff\x07')
         scene.attacker.let_go('\x1b[31m\xff\x07')
-    wait_until(lambda: costs(scene) == before, 5)
+    scene.costs_nothing()

@@ -6,14 +6,8 @@ import signal
 import pytest
 
 from aftermath import belonging
-from attacks import one_scene
+from attacks import scene                                               # noqa: F401
 from conftest import wait_until
-
-
-@pytest.fixture(scope='module')
-def scene(tmp_path_factory):
-    with one_scene(tmp_path_factory.mktemp('vde')) as found:
-        yield found
 
 
 def ours(scene, name='bad0'):

@@ -18,19 +18,12 @@ import time
 import pytest
 
 from aftermath import SERVED, Process
-from attacks import Attacker, new_scene, one_scene              # noqa: F401
+from attacks import Attacker, new_scene, scene                  # noqa: F401
 from conftest import DAEMON, PYTHON, Daemon, require, wait_until
 
 AGAIN = '%d\0' % errno.EAGAIN
 USER = 64321
 PAUSE = 0.2                 # seconds in which a daemon that could not fork tries nothing
-
-
-@pytest.fixture(scope='module')
-def scene(tmp_path_factory):
-    """One daemon for the storms that need no other."""
-    with one_scene(tmp_path_factory.mktemp('vde')) as found:
-        yield found
 
 
 def quiet(pid, seconds=0.5):
