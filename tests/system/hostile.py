@@ -3,8 +3,8 @@
 
 Each line of stdin is an order, a JSON list ["name", argument...]; each is answered by one line of
 JSON. The first is ["aim", SOCKET] (with that in its command line it would pass for the daemon). It
-has mounts of its own, which end with it. What it holds stays open until it is told to drop it. An
-answer of the daemon is a str: '' for EOF without one, 'reset' for a connection that was torn down.
+has mounts of its own, which end with it. What it holds stays open until it is told to drop it.
+Answers of the daemon are as handing.py has them.
 """
 
 import array
@@ -24,9 +24,10 @@ import threading
 import time
 import traceback
 
-TUNSETIFF, TUNSETQUEUE, TUNSETCARRIER = 0x400454ca, 0x400454d9, 0x400454e2
-TUN, TAP, NAPI, NO_PI, VNET_HDR, MULTI_QUEUE, DETACH = 1, 2, 0x10, 0x1000, 0x4000, 0x0100, 0x0400
-PATIENCE = 12
+import handing
+from handing import (DETACH, GOOD, MULTI_QUEUE, NO_PI, TAP, TUN, TUNSETIFF, TUNSETQUEUE, VNET_HDR,
+                     answer, rights, tun)
+
 CLONE_NEWNS, MS_REC_PRIVATE = 0x20000, 0x44000
 PIDFD_OPEN, BPF = 434, {'x86_64': 321, 'aarch64': 280}.get(os.uname().machine, -1)
 
@@ -46,52 +47,17 @@ def checked(result):
 
 # ---- the hand-over ------------------------------------------------------------------------------
 
-def tun(name, flags):
-    """A /dev/net/tun descriptor attached to a new interface."""
-    fd = os.open('/dev/net/tun', os.O_RDWR)
-    fcntl.ioctl(fd, TUNSETIFF, struct.pack('16sH22x', os.fsencode(name), flags))
-    return fd
-
-
 def aim(target):
     """Whom to attack."""
     globals()['path'] = target
 
 
 def connect():
-    conn = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    conn.settimeout(PATIENCE)
-    conn.connect(path)
-    return conn
-
-
-def rights(fds):
-    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack('%di' % len(fds), *fds))]
-
-
-def answer(conn):
-    """Read until the daemon closes."""
-    data = b''
-    try:
-        while True:
-            chunk = conn.recv(4096)
-            if not chunk:
-                return data.decode('latin-1')
-            data += chunk
-    except ConnectionError:
-        return data.decode('latin-1') or 'reset'
-    except socket.timeout:
-        return data.decode('latin-1') or 'silence'
+    return handing.connect(path)
 
 
 def ask(request, fds):
-    """One request with these descriptors; the answer."""
-    conn = connect()
-    try:
-        conn.sendmsg([request], rights(fds) if fds else [])
-    except ConnectionError:
-        pass
-    return answer(conn)
+    return handing.ask(path, request, fds)
 
 
 # ---- wrong descriptors --------------------------------------------------------------------------
@@ -186,27 +152,20 @@ def epoll():
     return fds
 
 
-def half_open_tap(access):
-    """A good TAP, but for one direction only."""
-    fd = os.open('/dev/net/tun', access)
-    fcntl.ioctl(fd, TUNSETIFF, struct.pack('16sH22x', b'bad0', TAP | NO_PI))
-    return [fd]
-
-
 def detached_queue():
-    fd = tun('bad0', TAP | NO_PI | MULTI_QUEUE)
+    fd = tun('bad0', GOOD | MULTI_QUEUE)
     fcntl.ioctl(fd, TUNSETQUEUE, struct.pack('16sH22x', b'', DETACH))
     return [fd]
 
 
 def second_queue():
-    first = tun('bad0', TAP | NO_PI | MULTI_QUEUE)
+    first = tun('bad0', GOOD | MULTI_QUEUE)
     held.setdefault('others', []).append(first)
-    return [tun('bad0', TAP | NO_PI | MULTI_QUEUE)]
+    return [tun('bad0', GOOD | MULTI_QUEUE)]
 
 
 def deleted_tap():
-    fd = tun('bad0', TAP | NO_PI)
+    fd = tun('bad0')
     subprocess.check_call(['ip', 'link', 'del', 'bad0'])
     return [fd]
 
@@ -217,16 +176,15 @@ def connection():
 
 
 def many(count):
-    return [tun('bad0', TAP | NO_PI)] + [os.open('/dev/null', os.O_RDWR)] * (count - 1)
+    return [tun('bad0')] + [os.open('/dev/null', os.O_RDWR)] * (count - 1)
 
 
 REQUEST = b'null://\0'
-GOOD = TAP | NO_PI
 DESCRIPTORS = {
     'none': lambda: [],
-    'two TAPs': lambda: [tun('bad0', GOOD), tun('bad1', GOOD)],
-    'a TAP twice': lambda: [tun('bad0', GOOD)] * 2,
-    'a TAP and a pipe': lambda: [tun('bad0', GOOD)] + pipe(0),
+    'two TAPs': lambda: [tun('bad0'), tun('bad1')],
+    'a TAP twice': lambda: [tun('bad0')] * 2,
+    'a TAP and a pipe': lambda: [tun('bad0')] + pipe(0),
     '64': lambda: many(64),
     '253': lambda: many(253),
     'regular file': lambda: temporary(b'text'),
@@ -279,8 +237,8 @@ DESCRIPTORS = {
     'second queue': second_queue,
     'detached queue': detached_queue,
     'deleted': deleted_tap,
-    'TAP to read only': lambda: half_open_tap(os.O_RDONLY),
-    'TAP to write only': lambda: half_open_tap(os.O_WRONLY),
+    'TAP to read only': lambda: [tun('bad0', access=os.O_RDONLY)],
+    'TAP to write only': lambda: [tun('bad0', access=os.O_WRONLY)],
 }
 
 
@@ -313,7 +271,7 @@ def itself():
 
 def in_two_messages(second):
     """The answer to a TAP in the middle of the request and another descriptor at its end."""
-    fds = [tun('bad0', GOOD), os.open('/dev/null', os.O_RDWR)]
+    fds = [tun('bad0'), os.open('/dev/null', os.O_RDWR)]
     conn = connect()
     try:
         for request, fd in ((b'null:', fds[0]), (b'//\0', fds[0 if second == 'same' else 1])):
@@ -603,7 +561,7 @@ def storm(count, name, vnl='null://'):
     """Good requests one after the other, without waiting; then the answers of all."""
     conns = []
     for index in range(count):
-        fd = tun('%s%d' % (name, index), GOOD)
+        fd = tun('%s%d' % (name, index))
         conn = connect()
         try:
             conn.sendmsg([vnl.encode() + b'\0'], rights([fd]))
@@ -618,7 +576,7 @@ def refusals(count, request):
     """The answers to so many requests with a good TAP, one after the other."""
     answers = []
     for _ in range(count):
-        fd = tun('odd0', GOOD)
+        fd = tun('odd0')
         answers.append(ask(request.encode('utf-8', 'surrogateescape') + b'\0', [fd]))
         os.close(fd)
     return answers
@@ -626,7 +584,7 @@ def refusals(count, request):
 
 def in_pieces(vnl):
     """The answer to a request that comes byte by byte; the TAP comes with the last."""
-    fd = tun('bit0', GOOD)
+    fd = tun('bit0')
     conn = connect()
     request = vnl.encode() + b'\0'
     for index in range(len(request) - 1):
@@ -639,7 +597,7 @@ def in_pieces(vnl):
 def half_close(step):
     """A peer that shuts one direction down at a step; the answer."""
     conn = connect()
-    fd = tun('half0', GOOD)
+    fd = tun('half0')
     if step == 'reading, before':
         conn.shutdown(socket.SHUT_RD)
     conn.sendmsg([b'null://' if step == 'writing, half' else REQUEST], rights([fd]))
@@ -654,7 +612,7 @@ def half_close(step):
 def newcomer():
     """A new interface is served and removed again: the answer and the seconds it took."""
     since = time.monotonic()
-    fd = tun('new0', GOOD)
+    fd = tun('new0')
     found = ask(b'vxvde://\0', [fd])
     seconds = time.monotonic() - since
     os.close(fd)

@@ -1,4 +1,7 @@
-"""The hand-over against a hostile client: an errno, never success; and nobody else notices."""
+"""The hand-over against a hostile client: an errno, never success; and nobody else notices.
+
+Wrong descriptors are in test_hostile_descriptors.py.
+"""
 
 import errno
 import json
@@ -8,6 +11,7 @@ import threading
 
 import pytest
 
+from aftermath import Baseline
 from conftest import PYTHON, wait_until
 
 BY_HAND = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'by_hand.py')
@@ -30,19 +34,6 @@ def answered(number):
     return '%d\0' % number
 
 
-def snapshot(daemon):
-    """The daemon's processes, zombies too, and the descriptors of each."""
-    found = {}
-    for pid in daemon.pids():
-        try:
-            fds = os.listdir('/proc/%d/fd' % pid)
-            with open('/proc/%d/task/%d/children' % (pid, pid)) as file:
-                found[pid] = sorted(fds, key=int), file.read().split()
-        except OSError:
-            found[pid] = 'going'
-    return found
-
-
 class Innocents:
     """Two containers that ping each other while others attack, and the daemon's state before."""
 
@@ -54,9 +45,8 @@ class Innocents:
             container.up('vde0', address)
         self.a.ping('10.0.0.2')
         self.newcomer()
-        wait_until(lambda: all(len(each) == 2 for each in snapshot(self.daemon).values()))
-        self.before = wait_until(lambda: snapshot(self.daemon) if len(self.daemon.pids()) == 3
-                                 else None)
+        wait_until(lambda: len(self.daemon.pids()) == 3)
+        self.baseline = Baseline(self.daemon)
 
     def newcomer(self):
         """One more container's worth of service: an interface comes and goes."""
@@ -68,8 +58,7 @@ class Innocents:
         self.a.ping('10.0.0.2')
         self.b.ping('10.0.0.1')
         self.newcomer()
-        wait_until(lambda: snapshot(self.daemon) == self.before, timeout=7,
-                   what='processes and descriptors as before')
+        self.baseline.check_same(7)
         assert self.attacker.interfaces() == {'lo'}
 
 
@@ -87,27 +76,12 @@ def log_lines(daemon):
         return file.read().split(b'\n')
 
 
-# ---- descriptors --------------------------------------------------------------------------------
-
-def test_every_wrong_descriptor_gets_its_errno(innocents):
-    answers = by_hand(innocents.attacker, innocents.daemon, 'descriptors')
-    invalid = {'two TAPs', 'a TAP twice', '64', '253', 'packet-info header', 'offload header',
-               'multi-queue'}
-    gone = {'detached queue'}           # the kernel shows it as attached or not, by its version
-    assert len(answers) == 26
-    for kind, answer in sorted(answers.items()):
-        if kind in gone:
-            assert answer in (answered(errno.EINVAL), answered(errno.EBADF)), kind
-        else:
-            assert answer == answered(errno.EINVAL if kind in invalid else errno.EBADF), kind
-
+# ---- the request's text -------------------------------------------------------------------------
 
 def test_a_good_tap_is_taken_by_hand_too(innocents):
     assert by_hand(innocents.attacker, innocents.daemon, 'many', 1) == ['0\0']
     innocents.attacker.ip('link del many0')
 
-
-# ---- the request's text -------------------------------------------------------------------------
 
 def test_a_vnl_in_many_pieces_is_put_together(innocents):
     assert by_hand(innocents.attacker, innocents.daemon, 'bytewise', 'vxvde://239.9.9.9') == '0\0'
@@ -217,7 +191,7 @@ def test_a_client_that_dies_before_the_answer_leaves_no_node(innocents, tmp_path
     """The session opened a hub, and then nobody was there to be told."""
     node = str(tmp_path / 'node')
     by_hand(innocents.attacker, innocents.daemon, 'die', 'hub://' + node)
-    wait_until(lambda: snapshot(innocents.daemon) == innocents.before)
+    innocents.baseline.check_same()
     assert not os.path.exists(node)
 
 
