@@ -1,4 +1,4 @@
-"""A socket that answers like a daemon, in the words that a test wants."""
+"""A socket that takes requests like a daemon, and answers as a test wants."""
 
 import os
 import select
@@ -8,13 +8,15 @@ import threading
 
 
 class Listener:
-    """Answers each connection with the next of these bytes, and keeps the descriptors it gets.
+    """Takes one request of each connection, and answers with the next of these answers.
 
-    After the last answer nobody is accepted.
+    An answer is bytes, or a function of the connection. After the last one nobody is accepted.
+    Descriptors are kept to the end, as a daemon would, or closed at once.
     """
 
-    def __init__(self, path, answers):
-        self.path, self.answers, self.requests, self.fds = path, answers, [], []
+    def __init__(self, path, answers, keep=True):
+        self.path, self.answers, self.keep = path, answers, keep
+        self.requests, self.fds = [], []
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.listener.bind(path)
         self.listener.listen(5)
@@ -24,7 +26,7 @@ class Listener:
     def serve(self):
         """One request and one answer after the other."""
         for answer in self.answers:
-            if not select.select([self.listener], [], [], 10)[0]:
+            if not select.select([self.listener], [], [], 20)[0]:
                 return
             conn = self.listener.accept()[0]
             with conn:
@@ -32,7 +34,12 @@ class Listener:
                 self.requests.append(request)
                 for _, _, data in ancillary:
                     self.fds.extend(struct.unpack('%di' % (len(data) // 4), data))
-                conn.sendall(answer)
+                while self.fds and not self.keep:
+                    os.close(self.fds.pop())
+                try:
+                    answer(conn) if callable(answer) else conn.sendall(answer)
+                except OSError:             # nobody listens any more
+                    pass
 
     def close(self):
         self.thread.join()

@@ -3,17 +3,16 @@
 import errno
 import fcntl
 import os
-import select
 import signal
 import socket
 import struct
 import subprocess
 import termios
-import threading
 import time
 
 import pytest
 
+from answers import Listener
 from conftest import (CLIENT, PYTHON, Container, processes, require, require_namespaces,
                       wait_until)
 
@@ -223,50 +222,12 @@ def test_a_refusal_names_the_rules(container, host, new_daemon):
 
 # ---- answers ------------------------------------------------------------------------------------
 
-class FakeDaemon:
-    """Listens, receives one request, then does what the test says: behave(conn).
-
-    It lets the TAP go at once, unless it is to keep it.
-    """
-
-    def __init__(self, path, behave, keep):
-        self.behave, self.keep, self.requests, self.fds = behave, keep, [], []
-        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.listener.bind(path)
-        self.listener.listen(5)
-        self.thread = threading.Thread(target=self.run)
-        self.thread.start()
-
-    def run(self):
-        if not select.select([self.listener], [], [], 20)[0]:
-            return
-        conn = self.listener.accept()[0]
-        with conn:
-            request, ancillary, _, _ = conn.recvmsg(8192, socket.CMSG_SPACE(16))
-            self.requests.append(request)
-            for _, _, data in ancillary:
-                self.fds.extend(struct.unpack('%di' % (len(data) // 4), data))
-            while self.fds and not self.keep:
-                os.close(self.fds.pop())
-            try:
-                self.behave(conn)
-            except OSError:
-                pass
-
-    def close(self):
-        self.thread.join()
-        self.listener.close()
-        for fd in self.fds:
-            os.close(fd)
-
-
 @pytest.fixture
 def fake(closing, tmp_path):
-    """fake(behave) is the path of a FakeDaemon's socket."""
+    """fake(behave) is the path of a socket where one client is answered by behave(conn)."""
     def start(behave, keep=False):
-        path = str(tmp_path / 'fake')
-        start.daemon = closing(FakeDaemon(path, behave, keep))
-        return path
+        start.daemon = closing(Listener(str(tmp_path / 'fake'), [behave], keep))
+        return start.daemon.path
     return start
 
 

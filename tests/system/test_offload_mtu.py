@@ -1,12 +1,11 @@
 """--offload and --mtu of the client, and what daemon and client tell each other for them."""
 
-import os
 import re
 import socket
-import threading
 
 import pytest
 
+from answers import Listener
 from conftest import PYTHON, wait_until
 
 pytestmark = pytest.mark.core
@@ -147,62 +146,34 @@ def test_no_corrupted_byte_is_delivered_and_none_is_lost_for_good(host, pair, tm
     assert csum_errors(b) > 30              # and the kernel saw what was corrupt
 
 
-class PlainDaemon:
-    """Speaks the plain protocol as the C daemon does: no keys, a bare errno for a greeting."""
-
-    def __init__(self, path):
-        self.requests = []
-        self.listener = socket.socket(socket.AF_UNIX)
-        self.listener.bind(path)
-        self.listener.listen(5)
-        self.fds = []
-        threading.Thread(target=self.serve, daemon=True).start()
-
-    def serve(self):
-        """Answer until closed; a descriptor is kept, as a daemon would."""
-        while True:
-            try:
-                conn = self.listener.accept()[0]
-            except OSError:
-                return
-            with conn:
-                data, ancillary, _, _ = conn.recvmsg(4096, socket.CMSG_SPACE(4))
-                self.requests.append(data)
-                for _, _, content in ancillary:
-                    self.fds.append(int.from_bytes(content[:4], 'little'))
-                conn.sendall(b'0' if ancillary else b'9')
-
-    def close(self):
-        self.listener.close()
-        for fd in self.fds:
-            os.close(fd)
+@pytest.fixture
+def plain(closing, tmp_path):
+    """A daemon of the plain protocol, as the C daemon is: no keys, a bare errno for a greeting."""
+    return lambda *answers: closing(Listener(str(tmp_path / 'vdelxcs'), answers))
 
 
-def test_with_a_plain_daemon_the_client_goes_on_without(new_container, closing, tmp_path):
-    path = str(tmp_path / 'vdelxcs')
-    daemon, c = closing(PlainDaemon(path)), new_container('c')
-    done = c.client('-v', '-s', path, '--offload', '--mtu', 'auto', 'vxvde://')
+def test_with_a_plain_daemon_the_client_goes_on_without(new_container, plain):
+    daemon, c = plain(b'9', b'0'), new_container('c')
+    done = c.client('-v', '-s', daemon.path, '--offload', '--mtu', 'auto', 'vxvde://')
     assert done.stdout == 'vde0\n'
     assert 'no offload' in done.stderr and 'stays 1500' in done.stderr
     assert daemon.requests == [b'\0hello=1\0', b'vxvde://\0']
     assert 'vde0' in c.interfaces()
 
 
-def test_a_plain_request_has_no_keys_and_needs_one_connection(new_container, closing, tmp_path):
-    path = str(tmp_path / 'vdelxcs')
-    daemon, c = closing(PlainDaemon(path)), new_container('c')
-    assert c.client('-s', path, 'vxvde://').stderr == ''
-    assert c.client('-s', path, '-i', 'lan0', '-t', '3', 'vxvde://').stderr == ''
+def test_a_plain_request_has_no_keys_and_needs_one_connection(new_container, plain):
+    daemon, c = plain(b'0', b'0'), new_container('c')
+    assert c.client('-s', daemon.path, 'vxvde://').stderr == ''
+    assert c.client('-s', daemon.path, '-i', 'lan0', '-t', '3', 'vxvde://').stderr == ''
     assert daemon.requests == 2 * [b'vxvde://\0']
 
 
 @pytest.mark.parametrize('argv', [['-v'], ['-u'], ['-a', '10.0.0.1/24'], ['--mac', 'auto:x'],
                                   ['--mtu', '1400']])
 def test_a_request_with_other_options_has_no_keys_either_for_a_plain_daemon(
-        new_container, closing, tmp_path, argv):
-    path = str(tmp_path / 'vdelxcs')
-    daemon, c = closing(PlainDaemon(path)), new_container('c')
-    c.client('-s', path, *(argv + ['vxvde://']))
+        new_container, plain, argv):
+    daemon, c = plain(b'9', b'0'), new_container('c')
+    c.client('-s', daemon.path, *(argv + ['vxvde://']))
     assert daemon.requests == [b'\0hello=1\0', b'vxvde://\0']
 
 

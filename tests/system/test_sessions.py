@@ -8,13 +8,12 @@ import signal
 import socket
 import struct
 import subprocess
-import threading
 import time
 
 import peers
 import pytest
-from conftest import DAEMON, PYTHON, Container, processes, require, wait_until
-from peers import RawPort, Switch, frame, join, kill, session_pid, session_pids
+from conftest import DAEMON, PYTHON, Container, require, wait_until
+from peers import RawPort, Switch, frame, join, session_pid
 from test_hand_over import BY_HAND
 from test_privileges import as_root, needs_all_pids, taken
 
