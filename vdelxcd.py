@@ -1021,7 +1021,8 @@ class Plug:
 
     fds()           dict: descriptor -> epoll events to wait for (control sockets too)
     changed         set by a plug whose fds() changed; cleared by the relay, which asks again
-    recv(fd)        a Burst of the frames that wait there; an empty one when nothing is for us
+    recv(fd)        a Burst of the frames that wait there, each a whole Ethernet header at least;
+                    an empty one when nothing is for us
     send(burst)     send frames; never waits; frames that can't be sent are counted in drops
     close()         leave the network; may be called twice
     hung_up(fd)     a descriptor reports an error or a hang-up, and recv() found nothing
@@ -2950,9 +2951,6 @@ class Switch(Node):
         lots = {}                           # target -> (starts, ends); None is everyone else
         last = target = None
         for start, end in zip(burst.starts, burst.ends):
-            if end - start < ETHERNET_HEADER:
-                self.drops += 1
-                continue
             head = buf[start:start + 16]
             if head != last:
                 last, target = head, self.target(source, head, now)
@@ -3072,14 +3070,11 @@ class Vlan(Plug):
         buf, starts, ends = burst.buf, [], []
         first, last = VLANS
         for start, end in zip(burst.starts, burst.ends):
-            if end - start < ETHERNET_HEADER:
-                self.drops += 1
-                continue
             tagged = buf.startswith(self.tag, start + 12) and end - start >= SHORTEST_TAGGED
             control = buf[start + 14] << 8 | buf[start + 15] if tagged else 0
             vlan = control & 0xfff
             new = table.get(vlan, vlan if self.trunk and first <= vlan <= last else None)
-            if new is None or end - start < ETHERNET_HEADER:
+            if new is None:
                 self.drops += 1
                 continue
             if tagged and (new or not vlan):
