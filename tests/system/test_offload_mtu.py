@@ -8,8 +8,6 @@ import pytest
 from answers import Listener
 from conftest import PYTHON, wait_until
 
-pytestmark = pytest.mark.core
-
 # A TCP receiver and a sender of seeded bytes; both print the SHA-256 of what they saw.
 TRANSFER = """if True:
     import hashlib, random, socket, sys
@@ -75,6 +73,7 @@ def join(container, daemon, address, *argv):
     return done
 
 
+@pytest.mark.core
 @pytest.mark.parametrize('vnl', ['vxvde://', 'vxvde:///v6'])
 def test_offload_carries_tcp_byte_by_byte_in_fewer_packets(
         host, new_host, new_container, new_daemon, vnl, tmp_path):
@@ -152,6 +151,7 @@ def plain(closing, tmp_path):
     return lambda *answers: closing(Listener(str(tmp_path / 'vdelxcs'), answers))
 
 
+@pytest.mark.core
 def test_with_a_plain_daemon_the_client_goes_on_without(new_container, plain):
     daemon, c = plain(b'9', b'0'), new_container('c')
     done = c.client('-v', '-s', daemon.path, '--offload', '--mtu', 'auto', 'vxvde://')
@@ -161,6 +161,7 @@ def test_with_a_plain_daemon_the_client_goes_on_without(new_container, plain):
     assert 'vde0' in c.interfaces()
 
 
+@pytest.mark.core
 def test_a_plain_request_has_no_keys_and_needs_one_connection(new_container, plain):
     daemon, c = plain(b'0', b'0'), new_container('c')
     assert c.client('-s', daemon.path, 'vxvde://').stderr == ''
@@ -233,6 +234,7 @@ def test_v_says_when_the_mtu_does_not_fit(host, new_host, new_container, new_dae
     assert done.stdout == 'vde1\n' and 'does not fit' not in done.stderr
 
 
+@pytest.mark.core
 def test_the_daemon_answers_a_greeting_and_nothing_is_logged(pair):
     daemon, c, _ = pair
     with c.socket(socket.AF_UNIX, socket.SOCK_STREAM) as conn:
