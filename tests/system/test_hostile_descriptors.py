@@ -81,4 +81,5 @@ def test_who_waits_for_a_descriptor_is_cut_off_and_everybody_else_is_served(scen
     scene.attacker.ip('link del fuse0')
     scene.attacker.hanging_end()
     scene.attacker.silent_end()
+    scene.costs_nothing()
     cost_nothing(scene)
