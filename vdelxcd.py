@@ -165,6 +165,9 @@ MSG_PEEK, MSG_CTRUNC, MSG_TRUNC, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_CMSG_CLOEXEC = 
 # <signal.h>
 SIGNALS = SIGCHLD, SIGTERM, SIGINT, SIGHUP = tuple(map(int, (
     signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)))
+SIG_BLOCK, SIG_UNBLOCK = int(signal.SIG_BLOCK), int(signal.SIG_UNBLOCK)
+# pthread_sigmask() as it is before the library has it return enumerations
+set_mask = getattr(signal, '_signal', signal).pthread_sigmask
 
 # <linux/in.h>, <linux/in6.h>, <linux/udp.h>, <asm-generic/socket.h>: not named by socket
 SO_SNDBUFFORCE = 32
@@ -4612,7 +4615,6 @@ class Server:
         for number in SIGNALS:
             signal.signal(number, self.on_signal)
         signal.set_wakeup_fd(self.signals[1])
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         self.poller.register(self.signals[0], select.EPOLLIN)
         self.poller.register(listener.fileno(), select.EPOLLIN)
 
@@ -4654,7 +4656,7 @@ class Server:
         if hasattr(gc, 'freeze'):
             gc.freeze()                     # a session's collector leaves shared pages alone
         while True:
-            for fd, events in self.poller.poll(self.time_left()):
+            for fd, events in self.poll():
                 if fd == self.listener.fileno():
                     self.accept()
                 elif fd in self.clients:
@@ -4670,6 +4672,19 @@ class Server:
                     self.reaper.hear(self.poller)
             self.hear_next_client()
             self.watch_time()
+
+    def poll(self):
+        """Wait for what happens: [(descriptor, events)].
+
+        Signals are let in only meanwhile: a flood of them would keep all else from going on, and
+        fork() most, which starts again at each.
+        """
+        wait = self.time_left()
+        set_mask(SIG_UNBLOCK, SIGNALS)
+        try:
+            return self.poller.poll(wait)
+        finally:
+            set_mask(SIG_BLOCK, SIGNALS)
 
     def time_left(self):
         """Seconds until watch_time() has something to do, -1 for never."""
@@ -4698,7 +4713,7 @@ class Server:
 
     def handle_signals(self):
         """Act on the signals that arrived; False when it is time to go."""
-        arrived = os.read(self.signals[0], 4096)
+        arrived = os.read(self.signals[0], 65536)       # all that a pipe holds
         if SIGTERM in arrived or SIGINT in arrived:
             return False
         if SIGHUP in arrived:
@@ -4907,6 +4922,7 @@ class Server:
         It leaves everything of the server behind, but for the socket keep. conn is that of a client
         that must not take a defect of ours for success.
         """
+        # Signals are blocked (see poll()): one for the child would still go into the server's pipe.
         pid = os.fork()
         if pid:
             return pid
@@ -4914,6 +4930,7 @@ class Server:
         try:
             signal.set_wakeup_fd(-1)
             self.in_session = True
+            set_mask(SIG_UNBLOCK, SIGNALS)
             os.setsid()                     # the terminal's signals are for the server
             self.poller.close()
             self.listener.close()
@@ -5148,7 +5165,7 @@ def detach():
     except OSError as error:
         raise Failure(error.errno, 'detaching: ' + why(error))
     if child:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        set_mask(SIG_UNBLOCK, SIGNALS)
         os.close(ready)
         text = b''
         for part in iter(lambda: os.read(report, 4096), b''):
@@ -5669,7 +5686,7 @@ def run(options, manager):
     rules, summary = load_rules(options)
     rights.choose(options.get('user'))
     # From now on there is something to remove: signals wait until the server handles them.
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    set_mask(SIG_BLOCK, SIGNALS)
     listener, remove = manager.listener, []
     if listener is None:
         listener = open_listener(options['socket'], options.get('mode'))

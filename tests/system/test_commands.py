@@ -235,6 +235,14 @@ def test_the_whole_family_ends_with_the_interface(host, new_container, new_daemo
     wait_until(lambda: c.interfaces() == {'lo'})
 
 
+def test_a_program_starts_with_the_usual_signals(host, new_container, new_daemon, tmp_path):
+    daemon, c, path = new_daemon(host, *ALLOW), new_container('c'), tmp_path / 'status'
+    refused(c, daemon, 'cmd://cp /proc/self/status %s' % path)      # no shell: that resets them
+    status = dict(line.split(':', 1) for line in path.read_text().splitlines())
+    for field in 'SigBlk', 'SigIgn', 'SigCgt':
+        assert int(status[field], 16) == 0, field
+
+
 def test_the_interface_ends_with_the_program_and_the_log_has_its_last_words(
         host, new_container, new_daemon, closing, peer):
     daemon, c = new_daemon(host, *ALLOW), new_container('c')
