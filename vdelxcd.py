@@ -4412,7 +4412,8 @@ class Reaper:
         except OSError:
             return
         try:
-            run_child(lambda: os.write(ours, find_witnesses(wanted[:self.LOOKS_MAX])))
+            run_child(lambda: os.write(ours, find_witnesses(wanted[:self.LOOKS_MAX],
+                                                            self.witnesses)))
             self.fd = report
             poller.register(report, select.EPOLLIN)
         except OSError:
@@ -4458,25 +4459,41 @@ class Reaper:
                         del self.sessions[key]      # it was gone already
 
 
-def is_witness(path, namespace):
-    """Does a link in /proc, or a list of mounts there, still name a namespace?"""
+def is_witness(link, namespace):
+    """Does a link in /proc still name a namespace? (A list of mounts is no link: see below.)"""
     try:
-        if path is None or not path.endswith('/mountinfo'):
-            return path is not None and os.readlink(path) == namespace
-        with open(path, errors='replace') as file:
-            return any(line.split()[3] == namespace for line in file)
+        return link is not None and os.readlink(link) == namespace
     except OSError:
         return False
 
 
-def find_witnesses(wanted):
+def note_mounts(path, found):
+    """Note which network namespaces a list of mounts in /proc keeps. Raises OSError.
+
+    A container makes it as long as it likes, with names that have any byte but those that the
+    kernel escapes: blank, tab, newline and backslash.
+    """
+    with open(path, 'rb') as file:
+        for line in file:
+            root = line.split(b' ')[3]
+            if root.startswith(b'net:['):
+                found.setdefault(root.decode('latin-1'), path)
+
+
+def find_witnesses(wanted, known):
     """Look through /proc for who uses these network namespaces ('net:[INODE]').
 
-    Returns lines (bytes) "NAMESPACE PATH", without the path where there is nobody; nothing at all
-    when a process that still is there would not let us look.
+    known is the witnesses that there were. Returns lines (bytes) "NAMESPACE PATH", without the path
+    where there is nobody; nothing at all when a process that still is there would not let us look.
     """
     found, mounts_seen = {}, set()
-    for pid in filter(str.isdigit, os.listdir('/proc')):
+    for path in {known.get(each, '') for each in wanted}:
+        try:
+            if path.endswith('/mountinfo'):
+                note_mounts(path, found)
+        except OSError:
+            pass                            # ended meanwhile
+    for pid in filter(str.isdigit, os.listdir('/proc') if set(wanted) - set(found) else ()):
         try:
             for link in links_of(pid):
                 namespace = read_link(link)
@@ -4485,10 +4502,7 @@ def find_witnesses(wanted):
             mounts = read_link('/proc/%s/ns/mnt' % pid)
             if mounts and mounts not in mounts_seen:
                 mounts_seen.add(mounts)
-                path = '/proc/%s/mountinfo' % pid
-                with open(path, errors='replace') as file:
-                    for line in file:
-                        found.setdefault(line.split()[3], path)
+                note_mounts('/proc/%s/mountinfo' % pid, found)
         except (FileNotFoundError, ProcessLookupError):
             pass                            # ended meanwhile
         except OSError:
@@ -4934,7 +4948,7 @@ class Server:
             os.setsid()                     # the terminal's signals are for the server
             self.poller.close()
             self.listener.close()
-            for fd in self.signals:
+            for fd in self.signals + (self.reaper.fd,) * (self.reaper.fd is not None):
                 os.close(fd)
             for other, _, _ in self.hand_overs.values():
                 if other is not keep:
