@@ -4254,12 +4254,20 @@ class Asked:
             key not in NUMERIC or fields[key].isdigit() and len(fields[key]) <= NUMBER_MAX)}
         return bool(data)
 
-    def look_up(self):
-        """Find out in /proc whose it is, since its queue is full; False when that can't be told."""
+    def look_up(self, wanted, sockets):
+        """Find out in /proc whose it is, since its queue is full; False when that can't be told.
+
+        wanted(self) says whether that is somebody whom we ask. sockets is what was found out so
+        far, pid -> set of str: many may claim to be one process.
+        """
         try:
             self.pid = pid_in(self.name)
             self.owner = os.stat('/proc/%d' % self.pid).st_uid
-            return has_socket(self.pid, self.inode)
+            if not wanted(self):
+                return False
+            if self.pid not in sockets:
+                sockets[self.pid] = sockets_of(self.pid)
+            return 'socket:[%s]' % self.inode in sockets[self.pid]
         except (OSError, ValueError):
             return False
 
@@ -4289,15 +4297,18 @@ def pid_in(name):
     return int(name[len(Control.NAME):].partition(b'-')[0])
 
 
-def has_socket(pid, inode):
-    """Has a process this socket open? A number may be another process's by now. Raises OSError."""
+def sockets_of(pid):
+    """What a process has open: a set of str, of which 'socket:[INODE]' are sockets. Raises OSError.
+
+    A number may be another process's by now.
+    """
     directory = '/proc/%d/fd/' % pid
-    return 'socket:[%s]' % inode in (read_link(directory + each) for each in os.listdir(directory))
+    return {read_link(directory + each) for each in os.listdir(directory)}
 
 
 def end_session(pid, inode):
     """Send SIGTERM to the process that listens at a socket. Raises OSError."""
-    if pid < 1 or not has_socket(pid, inode):
+    if pid < 1 or 'socket:[%s]' % inode not in sockets_of(pid):
         raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
     os.kill(pid, SIGTERM)
 
@@ -4317,16 +4328,23 @@ def find_sessions():
 def ask_sessions(own=False):
     """Ask sessions for their status; own: only those of our user. Raises OSError.
 
-    Returns those that may be asked, or might if they answered: a list of Asked, by pid.
+    Returns those that may be asked, or might if they answered: a list of Asked, by pid. Others,
+    however many they are, have no part in the time that those of our user have.
     """
-    to_ask = [Asked(name, inode) for name, inode in find_sessions().items()]
-    found, waiting, poller, me = [], {}, select.poll(), os.geteuid()
+    to_ask, me = [Asked(name, inode) for name, inode in find_sessions().items()], os.geteuid()
+    found, others = ask_some(to_ask, lambda session: session.owner == me, True)
+    if me == 0 and not own:
+        found += ask_some(others, lambda session: session.owner != me, False)[0]
+    return sorted(found, key=lambda session: session.pid)
+
+
+def ask_some(to_ask, wanted, trusted):
+    """Ask those sessions of a list that wanted() says: (those, the others), by their owners.
+
+    All have ASK_TIME together; who is trusted may be many, and has that for each.
+    """
+    found, others, waiting, poller = [], [], {}, select.poll()
     deadline = time.monotonic() + ASK_TIME
-
-    def may_ask(session):
-        """Would the session answer, and do we want to know?"""
-        return session.owner == me or me == 0 and not own
-
     while (to_ask or waiting) and time.monotonic() < deadline:
         full = []
         while to_ask and len(waiting) < ASKED_MAX:
@@ -4338,11 +4356,12 @@ def ask_sessions(own=False):
                 continue
             except OSError:
                 continue                    # gone meanwhile
-            if may_ask(session):
+            if wanted(session):
                 waiting[session.sock.fileno()] = session
                 poller.register(session.sock, select.POLLIN)
             else:
                 session.sock.close()
+                others.append(session)
         to_ask += full
         left = max(deadline - time.monotonic(), 0)
         for fd, _ in poller.poll((min(left, ASK_AGAIN) if full else left) * 1000):
@@ -4350,14 +4369,16 @@ def ask_sessions(own=False):
             poller.unregister(fd)
             if session.hear():
                 found.append(session)
-            if session.owner == me:         # who is trusted may be many
+            if trusted:
                 deadline = time.monotonic() + ASK_TIME
             session.sock.close()
     for session in waiting.values():
         session.sock.close()
     found += list(waiting.values())
-    found += [session for session in to_ask if session.look_up() and may_ask(session)]
-    return sorted(found, key=lambda session: session.pid)
+    sockets = {}
+    for session in to_ask:
+        (found if session.look_up(wanted, sockets) else others).append(session)
+    return found, others
 
 
 # ==================================================================================================
