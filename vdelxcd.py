@@ -3342,6 +3342,7 @@ def run_program(words, stream, errors):
         os.setsid()
         for number in signal.SIGTERM, signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ:
             signal.signal(number, signal.SIG_DFL)
+        set_mask(SIG_UNBLOCK, SIGNALS)
         for fd, source in (0, stream), (1, stream), (2, errors):
             os.dup2(source, fd)
         os.set_blocking(2, True)
@@ -4060,6 +4061,7 @@ class Session:
         try:
             for sock in (ours,) + others:
                 sock.close()
+            set_mask(SIG_UNBLOCK, SIGNALS)
             self.give_up_rights()
             theirs.send(b'+')
             self.control.lifeline = theirs
@@ -4091,6 +4093,7 @@ class Session:
     def carry(self):
         """Until the interface ends: relay, or keep the relay, and open the network again."""
         try:
+            set_mask(SIG_UNBLOCK, SIGNALS)
             if not self.child:
                 self.relay()
                 return
@@ -4864,7 +4867,7 @@ class Server:
 
     def hear(self, fd):
         """A part of a hand-over is done, or a request was judged: grant it a relay, or refuse."""
-        link, _, deadline = self.hand_overs[fd]
+        link = self.hand_overs[fd][0]
         try:
             word = link.recv(LOG_LINE_MAX, MSG_DONTWAIT)
         except BlockingIOError:
@@ -4883,8 +4886,10 @@ class Server:
             refusal = self.over_quota(container)
             if not refusal:
                 try:
+                    # It has its time for itself: killed, it could not end a program of cmd://,
+                    # and the client chose when the request was complete.
                     pid = self.start(lambda done: serve_interface(link, done, self.place),
-                                     deadline, client, link)
+                                     time.monotonic() + HAND_OVER_TIME, client, link)
                     self.sessions[pid] = container
                     return
                 except OSError as error:
@@ -4965,7 +4970,8 @@ class Server:
         try:
             signal.set_wakeup_fd(-1)
             self.in_session = True
-            set_mask(SIG_UNBLOCK, SIGNALS)
+            if not keep:                    # a relay lets them in when it can tidy up
+                set_mask(SIG_UNBLOCK, SIGNALS)
             os.setsid()                     # the terminal's signals are for the server
             self.poller.close()
             self.listener.close()

@@ -201,6 +201,17 @@ def bytewise(path, vnl):
 
 # ---- time ---------------------------------------------------------------------------------------
 
+def late(path, delay, vnl):
+    """A request that comes whole, after so many seconds of silence."""
+    fd, conn = tun('late0', TAP | NO_PI), connect(path)
+    time.sleep(float(delay))
+    try:
+        conn.sendmsg([vnl.encode() + b'\0'], rights([fd]))
+    except ConnectionError:
+        pass
+    return answer(conn)
+
+
 def silent(path, count):
     """Many clients that say nothing, or half of it: [answer, seconds] of each, in order.
 
@@ -280,5 +291,5 @@ def hold(path, vnl):
 if __name__ == '__main__':
     commands = {'descriptors': descriptors, 'vnls': vnls, 'million': million, 'again': again,
                 'bytewise': bytewise, 'silent': silent, 'deaths': deaths, 'die': die,
-                'many': many, 'hold': hold}
+                'many': many, 'hold': hold, 'late': late}
     print(json.dumps(commands[sys.argv[2]](sys.argv[1], *sys.argv[3:])))
