@@ -411,18 +411,23 @@ def find_user(text):
     """The (uid, gid) of USER or USER:GROUP, names or numbers. Raises Failure."""
     user, colon, group = text.partition(':')
     try:
-        entry = pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)
+        entry = pwd.getpwuid(int(user)) if is_id(user) else pwd.getpwnam(user)
         uid, gid = entry.pw_uid, entry.pw_gid
-    except (KeyError, OverflowError):
-        if not (user.isdigit() and len(user) < 10) and user != 'nobody':
+    except KeyError:
+        if not is_id(user) and user != 'nobody':
             raise Failure(errno.EINVAL, '--user %s: no such user' % printable(text))
-        uid = gid = int(user) if user.isdigit() else NOBODY
+        uid = gid = int(user) if is_id(user) else NOBODY
     if colon:
         try:
-            gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
+            gid = int(group) if is_id(group) else grp.getgrnam(group).gr_gid
         except KeyError:
             raise Failure(errno.EINVAL, '--user %s: no such group' % printable(text))
     return uid, gid
+
+
+def is_id(text):
+    """Is this the number of a user or group? 2 ** 32 - 1 is none: it means "no change"."""
+    return not set(text) - set('0123456789') and 0 < len(text) <= 10 and int(text) < 2 ** 32 - 1
 
 
 rights = Rights()
@@ -5159,6 +5164,8 @@ def write_pidfile(path):
             other = running_daemon(path)
             if other:
                 raise Failure(errno.EEXIST, '%s: already running: process %d' % (doing, other))
+        if os.path.lexists(temporary):      # of one that was killed, and had our number
+            os.unlink(temporary)
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
             os.write(fd, b'%d\n' % os.getpid())
@@ -5333,9 +5340,9 @@ def parse_arguments(arguments, inherited=False):
         if name in options and other not in options:
             raise Usage('--%s: only with --%s' % (name, other))
     if ASKING & set(options):
-        if rest or len(ASKING & set(options)) > 1:
-            raise Usage('%s: one of --list, --close and --capture, and nothing else' % (
-                rest[0] if rest else '--list'))
+        others = rest + ['--' + name for name in options if name not in ('json', 'write')][1:]
+        if others:
+            raise Usage('%s: one of --list, --close and --capture, and nothing else' % others[0])
         return options
     examined = EXAMINING & set(options)
     if (examined or inherited) and (not rest or len(rest) == 1 and '://' in rest[0]):

@@ -110,7 +110,9 @@ def test_the_user_is_chosen_by_name_or_number(host, new_container, new_daemon, o
 
 @pytest.mark.parametrize('option, words', [
     ('no-such-user', 'no such user'), ('nobody:no-such-group', 'no such group'),
-    ('', 'no such user'), ('99999999999', 'no such user'), ('-1', 'no such user')])
+    ('', 'no such user'), ('99999999999', 'no such user'), ('-1', 'no such user'),
+    ('4294967295', 'no such user'),
+    ('nobody:4294967295', 'no such group')])        # which the kernel takes for "no change"
 def test_a_user_that_is_none_is_refused_at_the_start(host, new_daemon, option, words):
     if os.geteuid():
         pytest.skip('needs root')
