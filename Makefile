@@ -31,6 +31,7 @@ help: ## print this list
 	@echo 'Variables, as in "make install PREFIX=/usr":'
 	@echo '  PREFIX DESTDIR  where install copies to'
 	@echo '  ARGS            more arguments for pytest'
+	@echo '  JOBS            how many runs of pytest share the suite'
 	@echo '  VDELXC_PYTHON   the interpreter of the two scripts in demo and tests'
 	@echo '  PYTHON          the interpreter of all the rest'
 
@@ -40,13 +41,16 @@ demo: ## two containers, one daemon, a ping; as root or not, and nothing is left
 
 # ---- tests ---------------------------------------------------------------------------------------
 
+# Two at a time, for most of them wait most of the time; one where somebody has a closer look.
+JOBS = $(if $(ARGS),1,2)
+
 # In a user namespace we are root enough for most tests, whoever we are. The name stays, for it is
 # part of the name of pytest's directory, and that of the real root is taken.
 AS_ROOT = $(shell test "$$(id -u)" = 0 || ! unshare --map-root-user --mount true 2> /dev/null || \
 	echo unshare --map-root-user --mount env LOGNAME="$$(id -un 2> /dev/null)")
 
 test: $(VENV)/made ## all tests that this machine allows; says what was skipped and how to get it
-	@$(AS_ROOT) $(VENV)/bin/python $(PYTEST) -q tests $(ARGS)
+	@PYTEST='$(PYTEST)' AS_ROOT='$(AS_ROOT)' sh tests/jobs.sh $(VENV) $(JOBS) $(ARGS)
 
 test-tools: ## install what the tests use (Debian, as root)
 	@missing=; for package in $(TOOLS); do \

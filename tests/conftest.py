@@ -5,6 +5,7 @@ outside of them. The scripts run under $VDELXC_PYTHON (default: the python3 of t
 """
 
 import ctypes
+import fcntl
 import importlib.util
 import os
 import shutil
@@ -49,10 +50,67 @@ def missing(what, package):
     pytest.skip(text)
 
 
+def pytest_addoption(parser):
+    """Several runs can share the suite: see jobs.sh."""
+    parser.addoption('--share', metavar='DIRECTORY',
+                     help='run only files of tests that no other run with this DIRECTORY took')
+    parser.addoption('--job', type=int, default=1, metavar='NUMBER',
+                     help='which of these runs this is; the even ones begin with the last file')
+
+
 def pytest_configure(config):
     """The core is what runs under every interpreter: make test-pythons."""
     config.addinivalue_line('markers', 'slow: not part of the core, for it takes long')
     config.addinivalue_line('markers', 'core: part of what runs under every interpreter')
+    config.addinivalue_line('markers', 'alone: measures; no other job runs a test meanwhile')
+    if config.getoption('share'):
+        config.pluginmanager.register(Share(config.getoption('share')))
+
+
+class Share:
+    """The part of the suite that this run has, where several share it."""
+
+    def __init__(self, directory):
+        self.directory = directory
+        self.mine = {}              # file -> is it ours?
+        self.gate, self.lock = (open(os.path.join(directory, name), 'w')
+                                for name in ('.gate', '.lock'))
+        # A shell's background job ignores SIGINT, and so would all that it starts.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    @pytest.hookimpl(hookwrapper=True, tryfirst=True)
+    def pytest_collection_modifyitems(self, config, items):
+        """Files from both ends of the list, and each file's tests in their order."""
+        yield
+        if config.getoption('job') % 2 == 0:
+            files = sorted({str(item.fspath) for item in items}, reverse=True)
+            items.sort(key=lambda item: files.index(str(item.fspath)))
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item):
+        """Leave out a test of a file that is another's; True says that it is done."""
+        name = os.path.relpath(str(item.fspath), ROOT).replace(os.sep, '-')
+        if name not in self.mine:
+            try:
+                os.mkdir(os.path.join(self.directory, name))
+                self.mine[name] = True
+            except FileExistsError:
+                self.mine[name] = False
+        return None if self.mine[name] else True
+
+    @pytest.hookimpl(hookwrapper=True, tryfirst=True)
+    def pytest_runtest_call(self, item):
+        """Who measures waits until the others' tests are over, and lets them begin no new one."""
+        alone = item.get_closest_marker('alone')
+        fcntl.flock(self.gate, fcntl.LOCK_EX)
+        fcntl.flock(self.lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        if not alone:
+            fcntl.flock(self.gate, fcntl.LOCK_UN)
+        try:
+            yield
+        finally:
+            fcntl.flock(self.lock, fcntl.LOCK_UN)
+            fcntl.flock(self.gate, fcntl.LOCK_UN)
 
 
 def pytest_collection_modifyitems(items):

@@ -64,8 +64,10 @@ precision = 2
 exclude_also = raise NotImplementedError
 END
 
-VDELXC_PYTHON=$(realpath "$venv/bin")/python $AS_ROOT "$venv/bin/python" -m coverage run \
-    $PYTEST -q tests "$@"
+jobs=1
+[ $# != 0 ] || jobs=2
+export VDELXC_PYTHON="$(realpath "$venv/bin")/python" AS_ROOT
+PYTEST="-m coverage run $PYTEST" sh tests/jobs.sh "$venv" $jobs "$@"
 status=$?
 echo
 "$venv/bin/python" -m coverage combine -q 2> /dev/null &&

@@ -243,9 +243,10 @@ def probe(tree):
     return tree
 
 
-def make_test(probe, *user, args='', **more):
+def make_test(probe, *user, args='', jobs='1', **more):
     """The last line and all of the output of "make test", and whether it succeeded."""
-    done = run(*(list(user) + ['make', 'test', 'VENV=venv', 'ARGS=' + args]), cwd=probe, **more)
+    done = run(*(list(user) + ['make', 'test', 'VENV=venv', 'JOBS=' + jobs, 'ARGS=' + args]),
+               cwd=probe, **more)
     assert done.stdout, done.stderr
     return done.stdout.splitlines()[-1], done.stdout + done.stderr, done.returncode == 0
 
@@ -256,6 +257,56 @@ def test_make_test_succeeds_and_fails_as_pytest_does(probe):
     assert good and re.match('3 passed in ', last), text
     last, text, good = make_test(probe, FAIL='yes')
     assert not good and re.match('1 failed, 2 passed in ', last), text
+
+
+SHARED = '''
+import os, signal, time
+import pytest
+
+
+def test_at_the_same_time():
+    """Each waits for the other."""
+    open(%r, 'w').close()
+    deadline = time.monotonic() + 10
+    while not os.path.exists(%r):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_an_interrupt_is_not_ignored():
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+@pytest.mark.alone
+def test_alone():
+    open('alone', 'x').close()
+    time.sleep(0.3)
+    os.remove('alone')
+
+
+@pytest.mark.parametrize('number', range(8))
+def test_not_beside_one_that_is_alone(number):
+    assert not os.path.exists('alone')
+    time.sleep(0.05)
+    assert not os.path.exists('alone')
+
+
+def test_fails_if_asked():
+    assert os.environ.get('FAIL') != %r
+'''
+
+
+def test_jobs_share_the_files_of_tests(probe):
+    os.remove(os.path.join(probe, 'tests', 'test_probe.py'))
+    for mine, other in 'ab', 'ba':
+        write(SHARED % (mine, other, mine), probe, 'tests', 'test_%s.py' % mine)
+    for failing, results in ('', ['12 passed', '12 passed']), (
+            'a', ['1 failed, 11 passed', '12 passed']), ('b', ['12 passed', '1 failed, 11 passed']):
+        _, text, good = make_test(probe, jobs='2', FAIL=failing)
+        assert good == (not failing), text
+        assert re.findall('^([0-9a-z, ]*) in ', text, re.M) == results, text
+        for each in 'ab':
+            os.remove(os.path.join(probe, each))
 
 
 def test_make_test_hands_its_arguments_to_pytest(probe):

@@ -9,8 +9,6 @@ import pytest
 
 from conftest import PYTHON, wait_until
 
-pytestmark = pytest.mark.core
-
 # A TCP receiver and a sender of seeded bytes; both print the SHA-256 of what they saw.
 TRANSFER = """if True:
     import hashlib, random, socket, sys
@@ -76,6 +74,7 @@ def join(container, daemon, address, *argv):
     return done
 
 
+@pytest.mark.core
 @pytest.mark.parametrize('vnl', ['vxvde://', 'vxvde:///v6'])
 def test_offload_carries_tcp_byte_by_byte_in_fewer_packets(
         host, new_host, new_container, new_daemon, vnl, tmp_path):
@@ -178,6 +177,7 @@ class PlainDaemon:
             os.close(fd)
 
 
+@pytest.mark.core
 def test_with_a_plain_daemon_the_client_goes_on_without(new_container, closing, tmp_path):
     path = str(tmp_path / 'vdelxcs')
     daemon, c = closing(PlainDaemon(path)), new_container('c')
@@ -188,6 +188,7 @@ def test_with_a_plain_daemon_the_client_goes_on_without(new_container, closing, 
     assert 'vde0' in c.interfaces()
 
 
+@pytest.mark.core
 def test_a_plain_request_has_no_keys_and_needs_one_connection(new_container, closing, tmp_path):
     path = str(tmp_path / 'vdelxcs')
     daemon, c = closing(PlainDaemon(path)), new_container('c')
@@ -262,6 +263,7 @@ def test_v_says_when_the_mtu_does_not_fit(host, new_host, new_container, new_dae
     assert done.stdout == 'vde1\n' and 'does not fit' not in done.stderr
 
 
+@pytest.mark.core
 def test_the_daemon_answers_a_greeting_and_nothing_is_logged(pair):
     daemon, c, _ = pair
     with c.socket(socket.AF_UNIX, socket.SOCK_STREAM) as conn:

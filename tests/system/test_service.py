@@ -13,8 +13,6 @@ import pytest
 
 from conftest import DAEMON, PYTHON, ROOT, end_in_order, processes, require, wait_until
 
-pytestmark = pytest.mark.core
-
 # What systemd does before it starts a service with a socket: python -c ACTIVATE FD COUNT ARGV
 ACTIVATE = '''
 import os, sys
@@ -166,6 +164,7 @@ def descriptors(pid):
 
 # ---- sd_notify ----------------------------------------------------------------------------------
 
+@pytest.mark.core
 @pytest.mark.parametrize('kind', ['path', 'abstract'])
 def test_the_manager_is_told_of_start_reload_and_end(services, new_notices, kind):
     notices = new_notices(kind)
@@ -244,6 +243,7 @@ def test_a_manager_that_does_not_read_keeps_nobody_waiting(services, new_notices
 
 # ---- sockets passed on --------------------------------------------------------------------------
 
+@pytest.mark.core
 @pytest.mark.parametrize('arguments', [[], ['{}'], ['null://default'], ['{}', 'null://default']])
 def test_a_socket_from_the_manager_is_used_and_never_removed(services, passed, new_notices,
                                                              arguments):
@@ -274,6 +274,7 @@ def test_a_socket_from_the_manager_is_used_and_never_removed(services, passed, n
     assert os.lstat(path).st_ino == before.st_ino
 
 
+@pytest.mark.core
 def test_a_client_that_comes_before_the_daemon_is_served_by_it(services, passed):
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(20)
@@ -396,6 +397,7 @@ def test_a_session_has_neither_the_socket_nor_the_words_of_the_manager(
 
 # ---- --ready-fd ---------------------------------------------------------------------------------
 
+@pytest.mark.core
 @pytest.mark.parametrize('detached', [False, True])
 def test_a_newline_is_written_when_the_daemon_is_ready(services, detached):
     reader, writer = os.pipe()

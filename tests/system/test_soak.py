@@ -170,6 +170,7 @@ def settle(flows):
         time.sleep(TICK)
 
 
+@pytest.mark.alone
 def test_twenty_interfaces_lose_nothing_and_need_no_more_and_more(host, new_container, new_daemon,
                                                                   closing, tmp_path):
     daemon = new_daemon(host)

@@ -475,14 +475,14 @@ def test_whatever_is_read_gives_a_vnl_or_a_failure(vdelxcd, parse):
 def test_whatever_is_read_for_the_registered_schemes_gives_a_vnl_or_a_failure(vdelxcd):
     random_ = random.Random(23)
     pieces = ['x', '1', '2', '7000', '/', '/', '[', ']', '{', '}', '=', ':', '->', '-', '..',
-              '->h:9', '%41', '%', '\\', "'", '"', ' ', '239.1.1.1', 'ff05::1', '/a/../b', './c',
-              '']
+              '->h:9', '7000->h:9', '%41', '%', '\\', "'", '"', ' ', '239.1.1.1', 'ff05::1',
+              '/a/../b', './c', '/./s', '']
     for plug in vdelxcd.PLUGS.values():
         pieces += [option + '=' for option in plug.OPTIONS]
     read, schemes = set(), sorted(vdelxcd.PLUGS)
-    for _ in range(40000):
+    for _ in range(12000):
         scheme = random_.choice(schemes)
-        count = random_.randint(0, 7)
+        count = random_.choice([0, 1, 2, 2, 3, 3, 4, 5, 7])
         text = scheme + '://' + ''.join(random_.choice(pieces) for _ in range(count))
         if random_.random() < 0.3:
             text = 'vlan://3{' + text + random_.choice(['', '}'])
@@ -494,4 +494,4 @@ def test_whatever_is_read_for_the_registered_schemes_gives_a_vnl_or_a_failure(vd
             read.update(level.scheme for level in vnl.levels())
             again = vdelxcd.read_vnl(vnl.text)
             assert parts(again) == parts(vnl), (text, vnl.text)
-    assert read >= set(schemes)
+    assert read >= set(schemes), set(schemes) - read
