@@ -165,6 +165,9 @@ MSG_PEEK, MSG_CTRUNC, MSG_TRUNC, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_CMSG_CLOEXEC = 
 # <signal.h>
 SIGNALS = SIGCHLD, SIGTERM, SIGINT, SIGHUP = tuple(map(int, (
     signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)))
+SIG_BLOCK, SIG_UNBLOCK = int(signal.SIG_BLOCK), int(signal.SIG_UNBLOCK)
+# pthread_sigmask() as it is before the library has it return enumerations
+set_mask = getattr(signal, '_signal', signal).pthread_sigmask
 
 # <linux/in.h>, <linux/in6.h>, <linux/udp.h>, <asm-generic/socket.h>: not named by socket
 SO_SNDBUFFORCE = 32
@@ -411,18 +414,23 @@ def find_user(text):
     """The (uid, gid) of USER or USER:GROUP, names or numbers. Raises Failure."""
     user, colon, group = text.partition(':')
     try:
-        entry = pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)
+        entry = pwd.getpwuid(int(user)) if is_id(user) else pwd.getpwnam(user)
         uid, gid = entry.pw_uid, entry.pw_gid
-    except (KeyError, OverflowError):
-        if not (user.isdigit() and len(user) < 10) and user != 'nobody':
+    except KeyError:
+        if not is_id(user) and user != 'nobody':
             raise Failure(errno.EINVAL, '--user %s: no such user' % printable(text))
-        uid = gid = int(user) if user.isdigit() else NOBODY
+        uid = gid = int(user) if is_id(user) else NOBODY
     if colon:
         try:
-            gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
+            gid = int(group) if is_id(group) else grp.getgrnam(group).gr_gid
         except KeyError:
             raise Failure(errno.EINVAL, '--user %s: no such group' % printable(text))
     return uid, gid
+
+
+def is_id(text):
+    """Is this the number of a user or group? 2 ** 32 - 1 is none: it means "no change"."""
+    return not set(text) - set('0123456789') and 0 < len(text) <= 10 and int(text) < 2 ** 32 - 1
 
 
 rights = Rights()
@@ -3337,6 +3345,7 @@ def run_program(words, stream, errors):
         os.setsid()
         for number in signal.SIGTERM, signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ:
             signal.signal(number, signal.SIG_DFL)
+        set_mask(SIG_UNBLOCK, SIGNALS)
         for fd, source in (0, stream), (1, stream), (2, errors):
             os.dup2(source, fd)
         os.set_blocking(2, True)
@@ -4055,6 +4064,7 @@ class Session:
         try:
             for sock in (ours,) + others:
                 sock.close()
+            set_mask(SIG_UNBLOCK, SIGNALS)
             self.give_up_rights()
             theirs.send(b'+')
             self.control.lifeline = theirs
@@ -4086,6 +4096,7 @@ class Session:
     def carry(self):
         """Until the interface ends: relay, or keep the relay, and open the network again."""
         try:
+            set_mask(SIG_UNBLOCK, SIGNALS)
             if not self.child:
                 self.relay()
                 return
@@ -4249,12 +4260,20 @@ class Asked:
             key not in NUMERIC or fields[key].isdigit() and len(fields[key]) <= NUMBER_MAX)}
         return bool(data)
 
-    def look_up(self):
-        """Find out in /proc whose it is, since its queue is full; False when that can't be told."""
+    def look_up(self, wanted, sockets):
+        """Find out in /proc whose it is, since its queue is full; False when that can't be told.
+
+        wanted(self) says whether that is somebody whom we ask. sockets is what was found out so
+        far, pid -> set of str: many may claim to be one process.
+        """
         try:
             self.pid = pid_in(self.name)
             self.owner = os.stat('/proc/%d' % self.pid).st_uid
-            return has_socket(self.pid, self.inode)
+            if not wanted(self):
+                return False
+            if self.pid not in sockets:
+                sockets[self.pid] = sockets_of(self.pid)
+            return 'socket:[%s]' % self.inode in sockets[self.pid]
         except (OSError, ValueError):
             return False
 
@@ -4284,15 +4303,18 @@ def pid_in(name):
     return int(name[len(Control.NAME):].partition(b'-')[0])
 
 
-def has_socket(pid, inode):
-    """Has a process this socket open? A number may be another process's by now. Raises OSError."""
+def sockets_of(pid):
+    """What a process has open: a set of str, of which 'socket:[INODE]' are sockets. Raises OSError.
+
+    A number may be another process's by now.
+    """
     directory = '/proc/%d/fd/' % pid
-    return 'socket:[%s]' % inode in (read_link(directory + each) for each in os.listdir(directory))
+    return {read_link(directory + each) for each in os.listdir(directory)}
 
 
 def end_session(pid, inode):
     """Send SIGTERM to the process that listens at a socket. Raises OSError."""
-    if pid < 1 or not has_socket(pid, inode):
+    if pid < 1 or 'socket:[%s]' % inode not in sockets_of(pid):
         raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
     os.kill(pid, SIGTERM)
 
@@ -4312,16 +4334,23 @@ def find_sessions():
 def ask_sessions(own=False):
     """Ask sessions for their status; own: only those of our user. Raises OSError.
 
-    Returns those that may be asked, or might if they answered: a list of Asked, by pid.
+    Returns those that may be asked, or might if they answered: a list of Asked, by pid. Others,
+    however many they are, have no part in the time that those of our user have.
     """
-    to_ask = [Asked(name, inode) for name, inode in find_sessions().items()]
-    found, waiting, poller, me = [], {}, select.poll(), os.geteuid()
+    to_ask, me = [Asked(name, inode) for name, inode in find_sessions().items()], os.geteuid()
+    found, others = ask_some(to_ask, lambda session: session.owner == me, True)
+    if me == 0 and not own:
+        found += ask_some(others, lambda session: session.owner != me, False)[0]
+    return sorted(found, key=lambda session: session.pid)
+
+
+def ask_some(to_ask, wanted, trusted):
+    """Ask those sessions of a list that wanted() says: (those, the others), by their owners.
+
+    All have ASK_TIME together; who is trusted may be many, and has that for each.
+    """
+    found, others, waiting, poller = [], [], {}, select.poll()
     deadline = time.monotonic() + ASK_TIME
-
-    def may_ask(session):
-        """Would the session answer, and do we want to know?"""
-        return session.owner == me or me == 0 and not own
-
     while (to_ask or waiting) and time.monotonic() < deadline:
         full = []
         while to_ask and len(waiting) < ASKED_MAX:
@@ -4333,11 +4362,12 @@ def ask_sessions(own=False):
                 continue
             except OSError:
                 continue                    # gone meanwhile
-            if may_ask(session):
+            if wanted(session):
                 waiting[session.sock.fileno()] = session
                 poller.register(session.sock, select.POLLIN)
             else:
                 session.sock.close()
+                others.append(session)
         to_ask += full
         left = max(deadline - time.monotonic(), 0)
         for fd, _ in poller.poll((min(left, ASK_AGAIN) if full else left) * 1000):
@@ -4345,14 +4375,16 @@ def ask_sessions(own=False):
             poller.unregister(fd)
             if session.hear():
                 found.append(session)
-            if session.owner == me:         # who is trusted may be many
+            if trusted:
                 deadline = time.monotonic() + ASK_TIME
             session.sock.close()
     for session in waiting.values():
         session.sock.close()
     found += list(waiting.values())
-    found += [session for session in to_ask if session.look_up() and may_ask(session)]
-    return sorted(found, key=lambda session: session.pid)
+    sockets = {}
+    for session in to_ask:
+        (found if session.look_up(wanted, sockets) else others).append(session)
+    return found, others
 
 
 # ==================================================================================================
@@ -4407,7 +4439,8 @@ class Reaper:
         except OSError:
             return
         try:
-            run_child(lambda: os.write(ours, find_witnesses(wanted[:self.LOOKS_MAX])))
+            run_child(lambda: os.write(ours, find_witnesses(wanted[:self.LOOKS_MAX],
+                                                            self.witnesses)))
             self.fd = report
             poller.register(report, select.EPOLLIN)
         except OSError:
@@ -4453,25 +4486,41 @@ class Reaper:
                         del self.sessions[key]      # it was gone already
 
 
-def is_witness(path, namespace):
-    """Does a link in /proc, or a list of mounts there, still name a namespace?"""
+def is_witness(link, namespace):
+    """Does a link in /proc still name a namespace? (A list of mounts is no link: see below.)"""
     try:
-        if path is None or not path.endswith('/mountinfo'):
-            return path is not None and os.readlink(path) == namespace
-        with open(path, errors='replace') as file:
-            return any(line.split()[3] == namespace for line in file)
+        return link is not None and os.readlink(link) == namespace
     except OSError:
         return False
 
 
-def find_witnesses(wanted):
+def note_mounts(path, found):
+    """Note which network namespaces a list of mounts in /proc keeps. Raises OSError.
+
+    A container makes it as long as it likes, with names that have any byte but those that the
+    kernel escapes: blank, tab, newline and backslash.
+    """
+    with open(path, 'rb') as file:
+        for line in file:
+            root = line.split(b' ')[3]
+            if root.startswith(b'net:['):
+                found.setdefault(root.decode('latin-1'), path)
+
+
+def find_witnesses(wanted, known):
     """Look through /proc for who uses these network namespaces ('net:[INODE]').
 
-    Returns lines (bytes) "NAMESPACE PATH", without the path where there is nobody; nothing at all
-    when a process that still is there would not let us look.
+    known is the witnesses that there were. Returns lines (bytes) "NAMESPACE PATH", without the path
+    where there is nobody; nothing at all when a process that still is there would not let us look.
     """
     found, mounts_seen = {}, set()
-    for pid in filter(str.isdigit, os.listdir('/proc')):
+    for path in {known.get(each, '') for each in wanted}:
+        try:
+            if path.endswith('/mountinfo'):
+                note_mounts(path, found)
+        except OSError:
+            pass                            # ended meanwhile
+    for pid in filter(str.isdigit, os.listdir('/proc') if set(wanted) - set(found) else ()):
         try:
             for link in links_of(pid):
                 namespace = read_link(link)
@@ -4480,10 +4529,7 @@ def find_witnesses(wanted):
             mounts = read_link('/proc/%s/ns/mnt' % pid)
             if mounts and mounts not in mounts_seen:
                 mounts_seen.add(mounts)
-                path = '/proc/%s/mountinfo' % pid
-                with open(path, errors='replace') as file:
-                    for line in file:
-                        found.setdefault(line.split()[3], path)
+                note_mounts('/proc/%s/mountinfo' % pid, found)
         except (FileNotFoundError, ProcessLookupError):
             pass                            # ended meanwhile
         except OSError:
@@ -4610,7 +4656,6 @@ class Server:
         for number in SIGNALS:
             signal.signal(number, self.on_signal)
         signal.set_wakeup_fd(self.signals[1])
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         self.poller.register(self.signals[0], select.EPOLLIN)
         self.poller.register(listener.fileno(), select.EPOLLIN)
 
@@ -4652,7 +4697,7 @@ class Server:
         if hasattr(gc, 'freeze'):
             gc.freeze()                     # a session's collector leaves shared pages alone
         while True:
-            for fd, events in self.poller.poll(self.time_left()):
+            for fd, events in self.poll():
                 if fd == self.listener.fileno():
                     self.accept()
                 elif fd in self.clients:
@@ -4668,6 +4713,19 @@ class Server:
                     self.reaper.hear(self.poller)
             self.hear_next_client()
             self.watch_time()
+
+    def poll(self):
+        """Wait for what happens: [(descriptor, events)].
+
+        Signals are let in only meanwhile: a flood of them would keep all else from going on, and
+        fork() most, which starts again at each.
+        """
+        wait = self.time_left()
+        set_mask(SIG_UNBLOCK, SIGNALS)
+        try:
+            return self.poller.poll(wait)
+        finally:
+            set_mask(SIG_BLOCK, SIGNALS)
 
     def time_left(self):
         """Seconds until watch_time() has something to do, -1 for never."""
@@ -4696,7 +4754,7 @@ class Server:
 
     def handle_signals(self):
         """Act on the signals that arrived; False when it is time to go."""
-        arrived = os.read(self.signals[0], 4096)
+        arrived = os.read(self.signals[0], 65536)       # all that a pipe holds
         if SIGTERM in arrived or SIGINT in arrived:
             return False
         if SIGHUP in arrived:
@@ -4812,7 +4870,7 @@ class Server:
 
     def hear(self, fd):
         """A part of a hand-over is done, or a request was judged: grant it a relay, or refuse."""
-        link, _, deadline = self.hand_overs[fd]
+        link = self.hand_overs[fd][0]
         try:
             word = link.recv(LOG_LINE_MAX, MSG_DONTWAIT)
         except BlockingIOError:
@@ -4831,8 +4889,10 @@ class Server:
             refusal = self.over_quota(container)
             if not refusal:
                 try:
+                    # It has its time for itself: killed, it could not end a program of cmd://,
+                    # and the client chose when the request was complete.
                     pid = self.start(lambda done: serve_interface(link, done, self.place),
-                                     deadline, client, link)
+                                     time.monotonic() + HAND_OVER_TIME, client, link)
                     self.sessions[pid] = container
                     return
                 except OSError as error:
@@ -4905,6 +4965,7 @@ class Server:
         It leaves everything of the server behind, but for the socket keep. conn is that of a client
         that must not take a defect of ours for success.
         """
+        # Signals are blocked (see poll()): one for the child would still go into the server's pipe.
         pid = os.fork()
         if pid:
             return pid
@@ -4912,10 +4973,12 @@ class Server:
         try:
             signal.set_wakeup_fd(-1)
             self.in_session = True
+            if not keep:                    # a relay lets them in when it can tidy up
+                set_mask(SIG_UNBLOCK, SIGNALS)
             os.setsid()                     # the terminal's signals are for the server
             self.poller.close()
             self.listener.close()
-            for fd in self.signals:
+            for fd in self.signals + (self.reaper.fd,) * (self.reaper.fd is not None):
                 os.close(fd)
             for other, _, _ in self.hand_overs.values():
                 if other is not keep:
@@ -5099,6 +5162,8 @@ def write_pidfile(path):
             other = running_daemon(path)
             if other:
                 raise Failure(errno.EEXIST, '%s: already running: process %d' % (doing, other))
+        if os.path.lexists(temporary):      # of one that was killed, and had our number
+            os.unlink(temporary)
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
             os.write(fd, b'%d\n' % os.getpid())
@@ -5146,7 +5211,7 @@ def detach():
     except OSError as error:
         raise Failure(error.errno, 'detaching: ' + why(error))
     if child:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        set_mask(SIG_UNBLOCK, SIGNALS)
         os.close(ready)
         text = b''
         for part in iter(lambda: os.read(report, 4096), b''):
@@ -5273,9 +5338,9 @@ def parse_arguments(arguments, inherited=False):
         if name in options and other not in options:
             raise Usage('--%s: only with --%s' % (name, other))
     if ASKING & set(options):
-        if rest or len(ASKING & set(options)) > 1:
-            raise Usage('%s: one of --list, --close and --capture, and nothing else' % (
-                rest[0] if rest else '--list'))
+        others = rest + ['--' + name for name in options if name not in ('json', 'write')][1:]
+        if others:
+            raise Usage('%s: one of --list, --close and --capture, and nothing else' % others[0])
         return options
     examined = EXAMINING & set(options)
     if (examined or inherited) and (not rest or len(rest) == 1 and '://' in rest[0]):
@@ -5667,7 +5732,7 @@ def run(options, manager):
     rules, summary = load_rules(options)
     rights.choose(options.get('user'))
     # From now on there is something to remove: signals wait until the server handles them.
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    set_mask(SIG_BLOCK, SIGNALS)
     listener, remove = manager.listener, []
     if listener is None:
         listener = open_listener(options['socket'], options.get('mode'))

@@ -76,6 +76,17 @@ def bytewise(path, vnl):
 
 # ---- time ---------------------------------------------------------------------------------------
 
+def late(path, delay, vnl):
+    """A request that comes whole, after so many seconds of silence."""
+    fd, conn = tun('late0'), connect(path)
+    time.sleep(float(delay))
+    try:
+        conn.sendmsg([vnl.encode() + b'\0'], rights([fd]))
+    except ConnectionError:
+        pass
+    return answer(conn)
+
+
 def silent(path, count):
     """Many clients that say nothing, or half of it: [answer, seconds] of each, in order.
 
@@ -154,5 +165,6 @@ def hold(path, vnl):
 
 if __name__ == '__main__':
     commands = {'vnls': vnls, 'million': million, 'again': again, 'bytewise': bytewise,
-                'silent': silent, 'deaths': deaths, 'die': die, 'many': many, 'hold': hold}
+                'silent': silent, 'deaths': deaths, 'die': die, 'many': many, 'hold': hold,
+                'late': late}
     print(json.dumps(commands[sys.argv[2]](sys.argv[1], *sys.argv[3:])))

@@ -9,10 +9,11 @@ import time
 import pytest
 
 import peers
-from conftest import require, wait_until
+from conftest import CLIENT, DAEMON, PYTHON, parent, processes, require, wait_until
 from peers import RawPort, alive, expect, frame, join, refused
 
 ALLOW = '-v', '--allow-commands'
+BY_HAND = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'by_hand.py')
 
 # A program for cmd://: what it does follows from the name it is given.
 PEER = r'''
@@ -233,6 +234,47 @@ def test_the_whole_family_ends_with_the_interface(host, new_container, new_daemo
     wait_until(lambda: not any(map(alive, pids)), timeout=3, what='child and grandchildren end')
     wait_until(lambda: daemon.pids() == [daemon.process.pid])
     wait_until(lambda: c.interfaces() == {'lo'})
+
+
+def programs(argument):
+    """The processes that run sleep with this argument."""
+    return [pid for pid in processes('sleep\0' + argument) if peers.process_name(pid) == 'sleep']
+
+
+def test_a_session_told_to_end_while_it_opens_ends_its_program(host, new_container, new_daemon):
+    daemon, c = new_daemon(host, *ALLOW), new_container('c')
+    client = c.popen(PYTHON, CLIENT, '-s', daemon.socket, 'cmd://sleep 654.321')
+    pid, = wait_until(lambda: programs('654.321'))
+    os.kill(parent(pid), signal.SIGTERM)
+    client.wait(10)
+    wait_until(lambda: not programs('654.321') and daemon.pids() == [daemon.process.pid], 3)
+    wait_until(lambda: c.interfaces() == {'lo'})
+
+
+def test_a_request_that_is_complete_at_the_last_moment_leaves_no_program(
+        host, new_container, closing, tmp_path, tmp_path_factory):
+    """A session has as much time to open its network as the client took, not what that left."""
+    script = tmp_path / 'vdelxcd.py'
+    with open(DAEMON) as file:
+        text = file.read()
+    assert text.count('HAND_OVER_TIME = 5.0 ') == 1
+    script.write_text(text.replace('HAND_OVER_TIME = 5.0 ', 'HAND_OVER_TIME = 1.0 '))
+    daemon = closing(peers.start_daemon(host, tmp_path_factory.mktemp('vde'), *ALLOW,
+                                        script=str(script)))
+    c = new_container('c')
+    for delay in 0.9, 0.95, 0.99:
+        c.run(PYTHON, BY_HAND, daemon.socket, 'late', delay, 'cmd://sleep 654.987')
+        c.ip('link del late0', check=False)
+        wait_until(lambda: daemon.pids() == [daemon.process.pid], 3)
+        wait_until(lambda: not programs('654.987'), 3)
+
+
+def test_a_program_starts_with_the_usual_signals(host, new_container, new_daemon, tmp_path):
+    daemon, c, path = new_daemon(host, *ALLOW), new_container('c'), tmp_path / 'status'
+    refused(c, daemon, 'cmd://cp /proc/self/status %s' % path)      # no shell: that resets them
+    status = dict(line.split(':', 1) for line in path.read_text().splitlines())
+    for field in 'SigBlk', 'SigIgn', 'SigCgt':
+        assert int(status[field], 16) == 0, field
 
 
 def test_the_interface_ends_with_the_program_and_the_log_has_its_last_words(

@@ -394,6 +394,18 @@ def test_a_pidfile_that_cannot_be_written_ends_the_start(host, tmp_path, script,
     assert os.listdir(str(tmp_path)) == ['full']
 
 
+def test_what_a_killed_daemon_of_the_same_number_left_of_a_pidfile_is_no_trouble(
+        host, new_daemon):
+    daemon = new_daemon(host, start=False)
+    pidfile = daemon.directory + '/pid'
+    daemon.argv[2:2] = ['-p', pidfile]
+    daemon.argv = ['sh', '-c', 'ln -s precious "$0.$$"; exec "$@"', pidfile] + daemon.argv
+    daemon.start()
+    with open(pidfile) as file:
+        assert int(file.read()) == daemon.process.pid
+    assert sorted(os.listdir(daemon.directory)) == ['log', 'pid', 'vdelxcs']
+
+
 def test_a_pidfile_that_was_replaced_is_not_removed(detached):
     detached.start('-p', detached.pidfile, detached.socket)
     pid = detached.pid()

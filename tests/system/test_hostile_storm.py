@@ -311,3 +311,36 @@ def test_a_storm_of_signals_changes_nothing(scene):
         thread.join()
     assert answers == ['0\0'] * 10 and took < 3
     scene.prove()
+
+
+def test_what_is_signalled_as_soon_as_it_is_there_leaves_the_server_alone(host, new_daemon):
+    """SIGTERM to each process of the daemon's, from its first moment on."""
+    daemon = new_daemon(host)
+    pid, stop, hit = daemon.process.pid, threading.Event(), set()
+
+    def shoot():
+        with open('/proc/%d/task/%d/children' % (pid, pid), 'rb') as file:
+            while not stop.is_set():
+                file.seek(0)
+                for child in map(int, file.read().split()):
+                    try:
+                        os.kill(child, signal.SIGTERM)
+                        hit.add(child)
+                    except OSError:
+                        pass                # it was gone already
+    thread = threading.Thread(target=shoot)
+    thread.start()
+    try:
+        for _ in range(150):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as conn:
+                conn.settimeout(10)
+                conn.connect(daemon.socket)
+                conn.send(b'\0hello=1\0')
+                try:
+                    conn.recv(100)
+                except ConnectionResetError:
+                    pass
+    finally:
+        stop.set()
+        thread.join()
+    assert daemon.process.poll() is None and len(hit) > 20

@@ -111,7 +111,9 @@ def test_the_user_is_chosen_by_name_or_number(host, new_container, new_daemon, o
 
 @pytest.mark.parametrize('option, words', [
     ('no-such-user', 'no such user'), ('nobody:no-such-group', 'no such group'),
-    ('', 'no such user'), ('99999999999', 'no such user'), ('-1', 'no such user')])
+    ('', 'no such user'), ('99999999999', 'no such user'), ('-1', 'no such user'),
+    ('4294967295', 'no such user'),
+    ('nobody:4294967295', 'no such group')])        # which the kernel takes for "no change"
 def test_a_user_that_is_none_is_refused_at_the_start(host, new_daemon, option, words):
     if os.geteuid():
         pytest.skip('needs root')
@@ -275,15 +277,21 @@ needs_all_pids = pytest.mark.skipif(not in_initial_pids(),
 @pytest.mark.slow
 def test_a_dead_container_leaves_no_session_and_a_living_one_is_let_alone(
         host, new_container, new_daemon, closing, tmp_path):
-    """Who is kept alive: by a task, a descriptor, a mount, a thread of a process elsewhere."""
+    """Who is kept alive: by a task, a descriptor, a mount, a thread of a process elsewhere.
+
+    Of the mounts one is at a place whose name would be lines of its own to many a reader.
+    """
     daemon = new_daemon(host)
     living, dead, held, mounted = [new_container(name) for name in ('live', 'dead', 'held', 'mnt')]
     for each in living, dead, held, mounted:
         join(each, daemon, 'null://')
     (tmp_path / 'ns').write_text('')
+    strange = tmp_path / 'a\r\rb'
+    strange.mkdir()
     holder = subprocess.Popen(
-        ['unshare', '--mount', 'sh', '-c', 'mount --bind /proc/%d/ns/net %s; echo; exec sleep 1000'
-         % (mounted.holder.pid, tmp_path / 'ns')], stdout=subprocess.PIPE)
+        ['unshare', '--mount', 'sh', '-c', 'mount -t tmpfs none "$2"; mount --bind "$1" "$3"; echo;'
+         'exec sleep 1000', 'sh', '/proc/%d/ns/net' % mounted.holder.pid, str(strange),
+         str(tmp_path / 'ns')], stdout=subprocess.PIPE)
     holder.stdout.readline()
     try:
         with open('/proc/%d/ns/net' % held.holder.pid):
@@ -301,3 +309,49 @@ def test_a_dead_container_leaves_no_session_and_a_living_one_is_let_alone(
     wait_until(lambda: len(session_pids(daemon)) == 1, timeout=12, what='the rest ends, too')
     assert daemon.log().count('container gone') == 3
     join(living, daemon, 'null://', name='vde1')
+
+
+@as_root
+@needs_all_pids
+def test_who_connects_while_the_daemon_looks_for_the_dead_gets_nothing_of_that(
+        host, new_container, new_daemon):
+    daemon, a, b = new_daemon(host), new_container('a'), new_container('b')
+    join(a, daemon, 'null://')
+    server, first = daemon.process.pid, session_pids(daemon)
+
+    def looking():
+        """The process that looks; it is stopped at once."""
+        with open('/proc/%d/task/%d/children' % (server, server)) as file:
+            found = set(map(int, file.read().split())) - set(first)
+        for pid in found:
+            os.kill(pid, signal.SIGSTOP)
+        return found
+    found, patience = set(), time.monotonic() + 10
+    while not found and time.monotonic() < patience:
+        time.sleep(0.0005)                  # it does not take long
+        found = looking()
+    pid, = found
+    join(b, daemon, 'null://')
+    session, = set(session_pids(daemon)) - set(first) - {pid}
+    assert not [each for each in descriptors(session) if each.startswith('pipe:')]
+    os.kill(pid, signal.SIGCONT)
+
+
+def test_the_daemon_does_not_read_the_mounts_of_containers_itself(vdelxcd, tmp_path):
+    """A list of them can be long; and a place can have a name with carriage returns."""
+    strange = tmp_path / 'a\r\rb'
+    strange.mkdir()
+    (tmp_path / 'ns').write_text('')
+    holder = subprocess.Popen(
+        ['unshare', '-rmn', 'sh', '-c', 'mount -t tmpfs none "$1"; touch "$1/ns"; '
+         'mount --bind /proc/self/ns/net "$1/ns"; readlink /proc/self/ns/net; exec cat',
+         'sh', str(strange)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        namespace = holder.stdout.readline().decode().strip()
+        path = '/proc/%d/mountinfo' % holder.pid
+        assert not vdelxcd.is_witness(path, namespace)
+        found = vdelxcd.find_witnesses([namespace], {namespace: path})
+        assert found.decode() == '%s %s\n' % (namespace, path)
+        assert vdelxcd.is_witness('/proc/%d/ns/net' % holder.pid, namespace)
+    finally:
+        holder.communicate()

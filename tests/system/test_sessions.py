@@ -560,6 +560,41 @@ def test_a_container_of_its_own_network_can_not_reach_a_session(wired):
     assert done.stdout.count('\n') == 1
 
 
+# Sockets with names like sessions', which nobody answers on; the queues of some are full.
+CROWD = r"""
+import os, resource, socket, time
+resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+kept = []
+def new():
+    kept.append(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    return kept[-1]
+for number in range(1500):
+    name = '\0vdelxcd/%d-%016x' % (os.getpid(), number)
+    new().bind(name)
+    kept[-1].listen(0)
+    if number % 2:
+        new().connect(name)
+print(flush=True)
+time.sleep(600)
+"""
+
+
+@as_root
+def test_a_crowd_of_another_users_sockets_hides_no_session_and_keeps_nobody_waiting(
+        wired, new_container, closing):
+    daemon, a, b = wired
+    crowd = daemon.host.popen(*USER, ANYBODYS, '-c', CROWD, stdout=-1)
+    closing(crowd.stdout)
+    assert crowd.stdout.readline()
+    daemon.stop()
+    daemon.start()                          # looks for what the last one left
+    started = time.monotonic()
+    new_container().client('-s', daemon.socket, 'null://')
+    sessions = [each for each in listed(daemon).values() if each['owner'] == 0]
+    assert [each['state'] for each in sessions] == ['up'] * 3
+    assert time.monotonic() - started < 6   # 1 s at the start; 1 s for ours, 1 s for the others
+
+
 @as_root
 def test_the_root_of_a_user_namespace_on_the_hosts_network_is_nobody_here(wired):
     daemon, _, _ = wired

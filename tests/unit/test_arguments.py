@@ -179,6 +179,8 @@ def test_paths_of_the_daemon_are_fixed_before_it_detaches(vdelxcd):
     (['/s', '--ready-fd', '1\u0662'], '1'), (['/s', '--ready-fd', '9' * 30], '999'),
     (['--completion', 'zsh'], 'zsh'), (['--completion', ''], 'bash'), (['--completion'], 'value'),
     (['--list', '--close', '7'], '--list'), (['--list', 'x'], 'x'), (['/s', '--json'], '--list'),
+    (['--check-config', '--close', '7'], '--close'), (['--close', '7', '--test', ''], '--test'),
+    (['-p', 'x', '--list'], '--list'), (['--capture', '7', '-w', 'x', '-d'], '--daemon'),
     (['--test'], '--test'), (['--check-config=x'], 'check-config'),
     (['--check-config', '-f', ''], 'empty'), (['--test', '', '-m', '8'], '8'),
 ])
@@ -186,6 +188,13 @@ def test_a_command_line_of_the_daemon_that_makes_no_sense_is_told(vdelxcd, argv,
     with pytest.raises(vdelxcd.Usage) as caught:
         vdelxcd.parse_arguments(argv)
     assert word in str(caught.value)
+
+
+@pytest.mark.parametrize('text', ['\xb2', 'nobody:\xb2', '4294967295', 'nobody:9999999999',
+                                  '9' * 5000, 'nobody:' + '9' * 5000])
+def test_a_number_of_a_user_is_made_of_digits_and_small_enough(vdelxcd, text):
+    with pytest.raises(vdelxcd.Failure):
+        vdelxcd.find_user(text)
 
 
 def test_the_inherited_socket_is_not_the_one_that_tells_of_readiness(vdelxcd):
