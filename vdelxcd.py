@@ -2131,6 +2131,7 @@ class LocalSocket(Packets):
         self.sock, self.put = sock, sock.send
         self.stalled = False    # the receiver did not read within WAIT; it is not waited for again
         set_buffer(sock, SO_SNDBUFFORCE, socket.SO_SNDBUF, SEND_BUFFER)
+        sock.setblocking(False)             # a timeout would have Python wait for each frame
         super().__init__(sock.fileno())
 
     def send(self, burst):
@@ -2397,7 +2398,7 @@ class Vde(PathPlug, LocalSocket):
             return super().recv(fd)
         try:
             if not self.control.recv(4096):
-                raise PlugGone(errno.ECONNRESET, 'the switch is gone')
+                self.hung_up(fd)
         except BlockingIOError:
             pass
         except OSError as error:
@@ -2407,6 +2408,9 @@ class Vde(PathPlug, LocalSocket):
     def close(self):
         self.control.close()
         super().close()
+
+    def hung_up(self, fd):
+        raise PlugGone(errno.ECONNRESET, 'the switch is gone')
 
 
 class Ptp(PathPlug, LocalSocket):
@@ -2515,12 +2519,15 @@ class Ptp(PathPlug, LocalSocket):
 
     def empty_packet(self):
         if not self.name:
-            raise PlugGone(errno.ECONNRESET, 'the other end is gone')
+            self.hung_up(self.fd)
 
     def close(self):
         if self.fd >= 0 and self.name:
             remove_name(self.name)
         super().close()
+
+    def hung_up(self, fd):
+        raise PlugGone(errno.ECONNRESET, 'the other end is gone')
 
     def tend(self):
         if not self.name:
