@@ -2983,6 +2983,9 @@ class Switch(Node):
         lots = {}                           # target -> (starts, ends); None is everyone else
         last = target = None
         for start, end in zip(burst.starts, burst.ends):
+            if end - start < ETHERNET_HEADER:
+                self.drops += 1
+                continue
             head = buf[start:start + 16]
             if head != last:
                 last, target = head, self.target(source, head, now)
@@ -3102,6 +3105,9 @@ class Vlan(Plug):
         buf, starts, ends = burst.buf, [], []
         first, last = VLANS
         for start, end in zip(burst.starts, burst.ends):
+            if end - start < ETHERNET_HEADER:
+                self.drops += 1
+                continue
             tagged = buf.startswith(self.tag, start + 12) and end - start >= SHORTEST_TAGGED
             control = buf[start + 14] << 8 | buf[start + 15] if tagged else 0
             vlan = control & 0xfff
