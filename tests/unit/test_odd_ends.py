@@ -185,3 +185,16 @@ def test_a_group_has_a_number_that_the_kernel_takes(vdelxcd, text):
         with pytest.raises(vdelxcd.Failure) as caught:
             vdelxcd.read_vnl(text % number)
         assert caught.value.errno == errno.EINVAL and str(number) in str(caught.value)
+
+
+def test_a_program_starts_at_once_however_many_descriptors_there_may_be(vdelxcd, monkeypatch):
+    monkeypatch.setattr(vdelxcd.os, 'sysconf', lambda name: 1 << 30)
+    inherited = os.open('/dev/null', os.O_RDONLY)
+    os.set_inheritable(inherited, True)
+    try:
+        with pytest.raises(vdelxcd.Failure) as caught:
+            vdelxcd.open_plug(vdelxcd.read_vnl(
+                'cmd://sh -c "test ! -e /proc/self/fd/%d && echo none >&2"' % inherited))
+    finally:
+        os.close(inherited)
+    assert str(caught.value) == 'sh: none'
