@@ -152,6 +152,7 @@ PCAP_RECORD = struct.Struct('=IIII')
 # <sys/un.h>, <linux/socket.h>
 SUN_PATH_MAX = 107                          # bytes of a socket path without the closing NUL
 UCRED = struct.Struct('3i')                 # struct ucred: pid, uid, gid
+GROUP_MAX = 0xfffffffe                      # gid_t; the number above it means no group
 
 # <sys/socket.h>, as plain numbers: with the library's enumerations every & of flags runs Python
 # code, and dirties memory of each session
@@ -695,7 +696,7 @@ def group_number(value):
     if not value:
         return str(os.getegid())
     if not set(value) - set('0123456789'):
-        return str(int(value))
+        return number(0, GROUP_MAX)(value)
     try:
         return str(grp.getgrnam(value).gr_gid)
     except (KeyError, OSError):
@@ -982,13 +983,28 @@ class MacTable:
     def __init__(self, expire):
         self.expire = expire
         self.entries = {}
+        # Peer -> set of its MACs. 64 trains of goodbyes take 2 ms; with a look through the whole
+        # table at each it was 0.8 s, in which the interface stood still.
+        self.peers = {}
 
     def learn(self, mac, peer, now):
         """Note that a frame from this MAC came from this peer."""
-        self.entries.pop(mac, None)
-        if len(self.entries) >= MACS_MAX:
-            del self.entries[next(iter(self.entries))]
-        self.entries[mac] = peer, now
+        entries = self.entries
+        old = entries.pop(mac, None)
+        if not old or old[0] != peer:
+            if old:
+                self.disown(mac, old[0])
+            elif len(entries) >= MACS_MAX:
+                oldest = next(iter(entries))
+                self.disown(oldest, entries.pop(oldest)[0])
+            self.peers.setdefault(peer, set()).add(mac)
+        entries[mac] = peer, now
+
+    def disown(self, mac, peer):
+        """The MAC is no longer this peer's."""
+        self.peers[peer].remove(mac)
+        if not self.peers[peer]:
+            del self.peers[peer]
 
     def find(self, mac, now):
         """The peer of a MAC, or None when it is unknown or too old."""
@@ -997,7 +1013,7 @@ class MacTable:
 
     def forget(self, peer):
         """Forget every MAC of a peer."""
-        for mac in [mac for mac, entry in self.entries.items() if entry[0] == peer]:
+        for mac in self.peers.pop(peer, ()):
             del self.entries[mac]
 
 
@@ -1292,7 +1308,7 @@ class OffloadTap(Tap):
         start = starts[first]
         layout = MERGEABLE.get(bytes(buf[start + 12:start + 15]))
         if layout is None or buf[start + layout.protocol] != TCP or (
-                layout.gso_type == GSO_TCPV4 and buf[start + 20:start + 22].strip(b'\x40\0')):
+                layout.gso_type == GSO_TCPV4 and (buf[start + 20] & 0xbf or buf[start + 21])):
             return first + 1, None                          # no TCP, or a fragment
         tcp = start + layout.tcp
         head = layout.tcp + (buf[tcp + 12] >> 4 << 2)       # bytes of all headers
@@ -1452,6 +1468,8 @@ class UdpPort:
         view, starts, ends, header = burst.view, burst.starts, burst.ends, self.header
         begin = starts[first] - header
         size = ends[first] - begin
+        if self.refused and time.monotonic() > self.retry:
+            self.refused.clear()
         if last - first > 1 and size < self.refused.get(peer, 65536):
             step = min(self.train, self.TRAIN_BYTES // size)
             while step > 1 and last - first > 1:
@@ -1482,10 +1500,10 @@ class UdpPort:
             if error.errno not in (errno.EINVAL, errno.EMSGSIZE, errno.EIO, errno.EOPNOTSUPP):
                 plug.lost('datagram', error, last - first)
                 return True
-            now = time.monotonic()
-            if now > self.retry or len(self.refused) >= self.REFUSALS_MAX:
+            if len(self.refused) >= self.REFUSALS_MAX:
                 self.refused.clear()
-                self.retry = now + self.RETRY
+            if not self.refused:
+                self.retry = time.monotonic() + self.RETRY
             self.refused[peer] = size
             return False
         return True
@@ -2034,7 +2052,7 @@ class Udp(Plug):
                     starts.append(start)
                     ends.append(stop)
                 else:
-                    self.reject(stop > start)
+                    self.reject()
                 start = stop
         if len(burst.buf) == SMALL_BUFFER and ends and (
                 len(ends) >= BUSY or ends[-1] + SLOT > SMALL_BUFFER):
@@ -2143,6 +2161,7 @@ class LocalSocket(Packets):
         self.sock, self.put = sock, sock.send
         self.stalled = False    # the receiver did not read within WAIT; it is not waited for again
         set_buffer(sock, SO_SNDBUFFORCE, socket.SO_SNDBUF, SEND_BUFFER)
+        sock.setblocking(False)             # a timeout would have Python wait for each frame
         super().__init__(sock.fileno())
 
     def send(self, burst):
@@ -2369,7 +2388,11 @@ class Vde(PathPlug, LocalSocket):
                             raise
                         break
                     if 'group' in options:
-                        os.chown(name, -1, int(options['group']))
+                        try:
+                            os.chown(name, -1, int(options['group']))
+                        except OSError:
+                            remove_name(name)
+                            raise
                     return name
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
         finally:
@@ -2409,7 +2432,7 @@ class Vde(PathPlug, LocalSocket):
             return super().recv(fd)
         try:
             if not self.control.recv(4096):
-                raise PlugGone(errno.ECONNRESET, 'the switch is gone')
+                self.hung_up(fd)
         except BlockingIOError:
             pass
         except OSError as error:
@@ -2419,6 +2442,9 @@ class Vde(PathPlug, LocalSocket):
     def close(self):
         self.control.close()
         super().close()
+
+    def hung_up(self, fd):
+        raise PlugGone(errno.ECONNRESET, 'the switch is gone')
 
 
 class Ptp(PathPlug, LocalSocket):
@@ -2527,12 +2553,15 @@ class Ptp(PathPlug, LocalSocket):
 
     def empty_packet(self):
         if not self.name:
-            raise PlugGone(errno.ECONNRESET, 'the other end is gone')
+            self.hung_up(self.fd)
 
     def close(self):
         if self.fd >= 0 and self.name:
             remove_name(self.name)
         super().close()
+
+    def hung_up(self, fd):
+        raise PlugGone(errno.ECONNRESET, 'the other end is gone')
 
     def tend(self):
         if not self.name:
@@ -2599,11 +2628,12 @@ class Port(Packets):
     """
 
     BACKLOG_MAX = 256           # frames
+    BACKLOG_BYTES = 400 << 10   # of PORTS_MAX members: less than half of DATA_MAX
 
     def __init__(self, conn):
         self.conn, self.request = conn, b''
         self.fd, self.data, self.name, self.burst = -1, None, None, None
-        self.backlog = []
+        self.backlog, self.waiting = [], 0      # frames, and their bytes
 
     def attach(self, directory, handle, mode, group):
         """Answer the request when it is complete. Raises OSError, ValueError for a bad one.
@@ -2645,8 +2675,9 @@ class Port(Packets):
                 except OSError as error:
                     self.lost('local socket', error)
                     continue
-            if len(backlog) < self.BACKLOG_MAX:
+            if len(backlog) < self.BACKLOG_MAX and self.waiting < self.BACKLOG_BYTES:
                 backlog.append(bytes(view[start:end]))
+                self.waiting += end - start
             else:
                 self.drops += 1
 
@@ -2664,12 +2695,14 @@ class Port(Packets):
                 done += 1
         finally:
             del self.backlog[:done]
+            self.waiting = sum(map(len, self.backlog))
             self.changed = not self.backlog
 
     def close(self):
         self.conn.close()
         if self.data:
             self.data.close()
+            self.fd = -1
         if self.name:
             remove_name(self.name)
 
@@ -2802,6 +2835,7 @@ class Node(PathPlug, Plug):
                     port.flush()
                     self.changed |= port.changed
                 burst = port.recv(fd)
+                self.settle(port)
                 return self.from_port(port, burst) if burst.starts else EMPTY
             except PlugGone:
                 self.remove(port)
@@ -2854,6 +2888,8 @@ class Node(PathPlug, Plug):
 
     def give(self, port, burst):
         """Send frames to one member."""
+        if port.fd < 0:                     # an earlier part of the burst found it gone
+            return
         try:
             port.send(burst)
             self.settle(port)
@@ -3349,7 +3385,8 @@ def run_program(words, stream, errors):
         for fd, source in (0, stream), (1, stream), (2, errors):
             os.dup2(source, fd)
         os.set_blocking(2, True)
-        os.closerange(3, os.sysconf('SC_OPEN_MAX'))
+        # Not up to SC_OPEN_MAX: where that is 2 ** 30, Python before 3.10 takes minutes.
+        os.closerange(3, 1 + max(map(int, os.listdir('/proc/self/fd'))))
         os.execvp(words[0], words)
     except OSError as error:
         os.write(2, os.fsencode(why(error)))

@@ -1,5 +1,7 @@
 """The MAC table: learns, ages, forgets, and never grows beyond its bound."""
 
+import random
+
 import pytest
 
 A, B, C = 0x020000000001, 0x020000000002, 0x020000000003
@@ -78,3 +80,27 @@ def test_a_flood_of_macs_does_not_make_the_table_larger(table):
     for mac in range(50000):
         table.learn(mac, (mac, mac), 1.0)
     assert sorted(table.entries) == list(range(50000 - 4096, 50000))
+
+
+def test_a_goodbye_costs_what_its_sender_has_in_the_table_and_not_more(table, monkeypatch):
+    for mac in range(4096):
+        table.learn(mac, PEER, 1.0)
+    entries = list(table.entries.items())
+    monkeypatch.setattr(table, 'entries', None)         # nobody looks at it
+    table.forget(OTHER)
+    monkeypatch.undo()
+    assert list(table.entries.items()) == entries
+
+
+def test_peers_own_the_macs_that_have_them_and_nobody_else_is_kept(table):
+    chance = random.Random(5)
+    for _ in range(20000):
+        peer = 'peer', chance.randrange(40)
+        if chance.random() < 0.01:
+            table.forget(peer)
+        else:
+            table.learn(chance.randrange(6000), peer, 1.0)
+    owned = {}
+    for mac, (peer, _) in table.entries.items():
+        owned.setdefault(peer, set()).add(mac)
+    assert owned == table.peers

@@ -159,8 +159,8 @@ def test_neither_gaps_nor_order_nor_fragments_nor_odd_sizes_are_merged(writes, v
     alone(segment(version, 0, b'a' * 500, flags=2), segment(version, 500, b'b' * 500, flags=2))
     alone(segment(version, 0, b'a' * 500) + b'pad', segment(version, 500, b'b' * 500))
     alone(segment(version, 0, b'a' * 500), segment(version, 500, b'b' * 500) + b'pad')
-    if version == 4:
-        more = dict(dont_fragment=0x2000)
+    for fragment in (0x2000, 0x0040, 0x4040, 0x8000, 0x0001) if version == 4 else ():
+        more = dict(dont_fragment=fragment)
         alone(segment(4, 0, b'a' * 500, **more), segment(4, 500, b'b' * 500, **more))
 
 

@@ -1,5 +1,6 @@
 """What goes over the wire and to the kernel, byte for byte."""
 
+import errno
 import importlib.util
 import os
 import socket
@@ -271,6 +272,37 @@ def test_a_run_has_one_target(vdelxcd, plug):
     sent = send(vdelxcd, plug, frames)
     assert [len(run) for _, run in sent] == [2, 1, 1, 2]
     assert [datagram for _, run in sent for datagram in run] == [HEADER + each for each in frames]
+
+
+class NoTrains:
+    """A UDP socket of a path that carries no trains while full is True; notes what goes out."""
+
+    def __init__(self):
+        self.full, self.sent = True, []
+
+    def getsockopt(self, *_):
+        return 0
+
+    def sendmsg(self, pieces, *_):
+        if self.full:
+            raise OSError(errno.EMSGSIZE, 'text')
+        self.sent.append('train')
+
+    def sendto(self, datagram, *_):
+        self.sent.append('datagram')
+
+
+def test_a_peer_that_took_no_trains_is_tried_again_after_a_minute(vdelxcd, monkeypatch):
+    now, sock = [1000.0], NoTrains()
+    monkeypatch.setattr(vdelxcd.time, 'monotonic', lambda: now[0])
+    port, burst = vdelxcd.UdpPort(sock, 0), vdelxcd.Burst(300)
+    burst.starts, burst.ends = [0, 100, 200], [100, 200, 300]
+    for later, full, sent in (0, True, ['datagram'] * 3), (59, False, ['datagram'] * 3), (
+            2, False, ['train']), (100, False, ['train']):
+        now[0] += later
+        sock.full, sock.sent = full, []
+        port.send(burst, 0, 3, PEER, None)
+        assert sock.sent == sent
 
 
 def test_addresses_that_are_multicast_are_told_from_others(vdelxcd):
