@@ -183,18 +183,22 @@ def test_sessions_that_can_not_be_looked_for_are_not_forgotten(server, capsys):
 
 
 def test_a_session_that_does_not_answer_is_known_by_its_name_and_its_socket(vdelxcd):
+    def anybody(_):
+        return True
+
     name = b'%s%d-a' % (vdelxcd.Control.NAME.encode(), os.getpid())
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(name)
         listener.listen(1)
         inode = vdelxcd.find_sessions()[name]
         asked = vdelxcd.Asked(name, inode)
-        assert asked.look_up() and (asked.pid, asked.owner) == (os.getpid(), os.geteuid())
-        assert not vdelxcd.Asked(name, '1').look_up()
+        assert asked.look_up(anybody, {})
+        assert (asked.pid, asked.owner) == (os.getpid(), os.geteuid())
+        assert not vdelxcd.Asked(name, '1').look_up(anybody, {})
         with pytest.raises(ProcessLookupError):
             vdelxcd.end_session(os.getpid(), '1')
-    assert not vdelxcd.Asked(name, inode).look_up()
-    assert not vdelxcd.Asked(vdelxcd.Control.NAME.encode() + b'x-a', inode).look_up()
+    assert not vdelxcd.Asked(name, inode).look_up(anybody, {})
+    assert not vdelxcd.Asked(vdelxcd.Control.NAME.encode() + b'x-a', inode).look_up(anybody, {})
 
 
 # ---- the reaper ---------------------------------------------------------------------------------
