@@ -274,7 +274,7 @@ def test_a_program_starts_with_the_usual_signals(host, new_container, new_daemon
     refused(c, daemon, 'cmd://cp /proc/self/status %s' % path)      # no shell: that resets them
     status = dict(line.split(':', 1) for line in path.read_text().splitlines())
     for field in 'SigBlk', 'SigIgn', 'SigCgt':
-        assert int(status[field], 16) == 0, field
+        assert int(status[field], 16) & 0x7fffffff == 0, field      # 32 and 33 are the C library's
 
 
 def test_the_interface_ends_with_the_program_and_the_log_has_its_last_words(
