@@ -318,6 +318,15 @@ def processes(marker):
     return sorted(set(found) - {os.getpid()})
 
 
+def is_forker(pid):
+    """Is it the process that quiet relays are forked from? It stays as long as its daemon."""
+    try:
+        with open('/proc/%d/comm' % pid) as file:
+            return file.read() == 'vdelxcd-forker\n'
+    except OSError:
+        return False
+
+
 def parent(pid):
     """The pid of a process's parent; 0 when it is gone."""
     try:
@@ -383,8 +392,8 @@ class Daemon:
             return ''
 
     def pids(self):
-        """The processes of this daemon: itself and its sessions."""
-        return processes(self.socket)
+        """The processes of this daemon: itself and its sessions, without the forker."""
+        return [pid for pid in processes(self.socket) if not is_forker(pid)]
 
     def stop(self, number=signal.SIGTERM):
         """Stop the daemon; its sessions go on."""

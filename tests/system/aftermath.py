@@ -74,7 +74,8 @@ def at_peace(daemon):
     no name of its own; who is about to close something does not sleep.
     """
     def at_rest(processes):
-        servers = {each.pid for each in processes if not each.name.startswith('vdelxcd:')}
+        servers = {each.pid for each in processes
+                   if not each.name.startswith('vdelxcd:') and each.name != 'vdelxcd-forker'}
         return all(each.state == 'S' and not (each.pid in servers and each.parent in servers)
                    for each in processes)
 

@@ -227,13 +227,14 @@ for number in itertools.cycle(range(1 << 24)):
 def test_a_flood_at_full_speed_starves_nobody(lan, new_scene):
     scene = new_scene()
     datagram = HEADER + EVERYONE + mac(0) + frame(60, 0)[12:]
-    flood = lan.enemy.popen(PYTHON, '-c', FLOOD, datagram.hex())
+    floods = [lan.enemy.popen(PYTHON, '-c', FLOOD, datagram.hex()) for _ in range(2)]
     wait_until(lambda: any(lost for _, _, lost in sockets(lan.near)), what='too much to be read')
     with scene.innocents.pinging():
         print('a newcomer waited for %.2f s' % scene.innocents.serve_newcomer())
         scene.innocents.ping(20)
-    flood.kill()
-    flood.wait()
+    for flood in floods:
+        flood.kill()
+        flood.wait()
     print('private memory: %d kB' % (private_memory(scene.session) >> 10))
     scene.prove()
 

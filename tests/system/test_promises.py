@@ -3,13 +3,14 @@
 What an idle interface costs, and how long traffic is away when something of the host goes.
 """
 
+import os
 import re
 import signal
 import time
 
 import peers
 import pytest
-from conftest import CLIENT, PYTHON, wait_until
+from conftest import CLIENT, PYTHON, processes, wait_until
 from peers import join, session_pids
 
 MANY, AWAY = 150, 1             # interfaces; seconds without a switch
@@ -39,12 +40,12 @@ def test_150_interfaces_cost_little_and_an_idle_one_next_to_nothing(host, new_co
     container.run(PYTHON, '-c', CLIENTS, CLIENT.rpartition('/')[0], daemon.socket)
     sessions = session_pids(daemon)
     assert len(sessions) == MANY
-    together = memory(daemon.pids(), 'Pss:')
+    together = memory(processes(daemon.socket), 'Pss:')
     dearest = max(memory([pid], 'Private') for pid in sessions)
     print('%d interfaces: %d kB together, at most %d kB of its own each' % (
         MANY, together, dearest))
     assert together < 500 << 10
-    assert dearest < 4 << 10
+    assert dearest < 1 << 10 or 'COVERAGE_RCFILE' in os.environ
 
 
 class Pinging:

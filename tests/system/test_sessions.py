@@ -14,6 +14,7 @@ import peers
 import pytest
 from conftest import DAEMON, PYTHON, Container, require, wait_until
 from peers import RawPort, Switch, frame, join, session_pid
+from test_daemon_life import fds
 from test_hand_over import BY_HAND
 from test_privileges import as_root, needs_all_pids, taken
 
@@ -412,9 +413,10 @@ def test_a_reader_that_stopped_misses_frames_and_nobody_else_does(wired, tmp_pat
 
 
 def connected(daemon, pid):
-    """A connection to a session."""
-    name = re.search(r'@(vdelxcd/%d-\S+)' % pid, daemon.host.run(
-        'cat', '/proc/net/unix').stdout).group(1)
+    """A connection to a session, at the socket of its process that listens."""
+    table = daemon.host.run('cat', '/proc/net/unix').stdout
+    name, = [name for inode, name in re.findall(r' 00010000 \S+ \S+ +(\d+) @(vdelxcd/\S+)', table)
+             if 'socket:[%s]' % inode in fds(pid)]
     sock = daemon.host.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     sock.connect('\0' + name)
     return sock

@@ -68,7 +68,7 @@ class Overlays:
         plug = self.plug
         plug.header, plug.macs, plug.ports = HEADER, vdelxcd.MacTable(128.0), {}
         plug.burst = plug.seen = plug.seen_peer = None
-        plug.seen_time, plug.learn_again, plug.local, plug.family = 0.0, 1.0, {}, vdelxcd.IPv4
+        plug.seen_time, plug.learn_again, plug.local, plug.kind = 0.0, 1.0, {}, socket.AF_INET
         self.own, self.group, self.peer, self.other = (self.bound() for _ in range(4))
         plug.sender = plug.add_socket(self.own)
         plug.add_socket(self.group)
@@ -135,7 +135,7 @@ def test_trains_are_taken_apart_into_the_datagrams_that_went_into_them(vdelxcd, 
     except OSError:
         pytest.skip('this kernel has no UDP_SEGMENT: it needs Linux 4.18')
     for port in over.plug.ports.values():
-        port.grow()
+        port.take_trains(True)
     over.plug.burst = vdelxcd.Burst(vdelxcd.LARGE_BUFFER[1])
     for _ in fuzz.rounds(300):
         size = chance.choice([8, 9, 21, 22, 23, 40, 68, 500, 1472])

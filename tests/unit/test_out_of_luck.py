@@ -152,7 +152,7 @@ def test_a_client_whose_connection_is_reset_is_heard_to_its_end(vdelxcd):
 
 def test_without_descriptors_a_session_does_without_what_it_can(vdelxcd, capsys):
     with no_descriptors():
-        vdelxcd.name_process('another name')
+        vdelxcd.name_process(b'another name')
         control = vdelxcd.make_control(None, {})
         session = vdelxcd.Session(None, None, None, 'me', 64)
         with pytest.raises(vdelxcd.Failure) as failure:
@@ -171,34 +171,35 @@ def test_a_daemon_that_can_not_detach_says_so(vdelxcd):
 
 
 def test_sessions_that_can_not_be_looked_for_are_not_forgotten(server, capsys):
-    server.sessions[b'\0vdelxcd/1-a'] = 'net:[1]'
+    server.sessions[b'\0vdelxcd/a', 1] = 'net:[1]'
     with no_descriptors():
         server.adopt()
-        server.forget_adopted()
-    assert list(server.sessions) == [b'\0vdelxcd/1-a']
+        server.forget_ended()
+    assert list(server.sessions) == [(b'\0vdelxcd/a', 1)]
     assert capsys.readouterr().err == 'sessions of an earlier daemon: %s\n' % os.strerror(
         errno.EMFILE)
-    server.forget_adopted()
+    server.forget_ended()
     assert server.sessions == {}
 
 
-def test_a_session_that_does_not_answer_is_known_by_its_name_and_its_socket(vdelxcd):
+def test_a_session_that_does_not_answer_is_known_by_who_has_its_socket(vdelxcd):
     def anybody(_):
         return True
 
-    name = b'%s%d-a' % (vdelxcd.Control.NAME.encode(), os.getpid())
+    name = vdelxcd.Control.NAME.encode() + b'a'
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(name)
         listener.listen(1)
         inode = vdelxcd.find_sessions()[name]
         asked = vdelxcd.Asked(name, inode)
-        assert asked.look_up(anybody, {})
+        assert asked.look_up(vdelxcd.find_holders({'1', inode}, anybody))
         assert (asked.pid, asked.owner) == (os.getpid(), os.geteuid())
-        assert not vdelxcd.Asked(name, '1').look_up(anybody, {})
+        assert not vdelxcd.Asked(name, '1').look_up(vdelxcd.find_holders({'1', inode}, anybody))
+        assert vdelxcd.find_holders({inode}, lambda owner: owner != os.geteuid()) == {}
+        assert vdelxcd.find_holders(set(), anybody) == {}
         with pytest.raises(ProcessLookupError):
             vdelxcd.end_session(os.getpid(), '1')
-    assert not vdelxcd.Asked(name, inode).look_up(anybody, {})
-    assert not vdelxcd.Asked(vdelxcd.Control.NAME.encode() + b'x-a', inode).look_up(anybody, {})
+    assert vdelxcd.find_holders({inode}, anybody) == {}
 
 
 # ---- the reaper ---------------------------------------------------------------------------------
@@ -221,9 +222,9 @@ def test_a_reaper_that_can_not_look_looks_later(vdelxcd, server):
 def test_sessions_of_a_dead_container_that_are_gone_already_hurt_no_other(server, child, capsys):
     gone = subprocess.Popen(['true'])
     gone.wait()
-    adopted = b'\0vdelxcd/%d-a' % gone.pid
+    adopted = b'\0vdelxcd/a', gone.pid
     server.sessions.update({gone.pid: 'net:[1]', adopted: 'net:[1]', child.pid: 'net:[1]',
-                            b'\0vdelxcd/x-a': 'net:[1]', 1: 'net:[2]'})
+                            (b'\0vdelxcd/b', 0): 'net:[1]', 1: 'net:[2]'})
     server.reaper.end('net:[1]')
     assert child.wait(10) == -signal.SIGTERM
     assert set(server.sessions) == {gone.pid, child.pid, 1}     # their end will be told
