@@ -52,6 +52,7 @@ ACCEPTS = 64                # connections accepted in one turn
 STUCK_MAX = 8               # processes of one container that did not end when they were killed
 SESSIONS_MAX = 2048         # interfaces
 CONTAINER_MAX = 256         # interfaces of one network namespace
+LOOK_AGAIN = 0.1            # seconds until the end of sessions that are no children is looked for
 PAUSE = 0.2                 # seconds without accept() when processes or descriptors run out
 DESCRIPTORS_MAX = 64        # descriptors of a relay
 DATA_MAX = 256 << 20        # bytes of memory of a relay
@@ -4205,7 +4206,8 @@ class Session:
         try:
             if self.quiet:
                 self.quiet.alternate(self)
-            relay(self.tap, self.plug, self.control)
+            else:
+                relay(self.tap, self.plug, self.control)
         except Ended as error:
             log.detail('close interface: %s: %s)' % (text, error))
             return 0
@@ -4563,7 +4565,7 @@ class QuietRelay:
         start, first, before = self.START, self.START - len(header), self.START - prefix
         poll, register, monotonic = self.poller.poll, self.poller.register, time.monotonic
         own_fd, own_port, everyone = own.fileno(), own.getsockname()[1], heard.getsockname()
-        from_bytes = int.from_bytes
+        from_bytes, kind = int.from_bytes, AF_INET6 if self.head[2] else AF_INET
         for fd in heard.fileno(), own_fd, tap, control:     # an echo before the next frame
             register(fd, READABLE)
         since = count = sent = 0
@@ -4616,7 +4618,7 @@ class QuietRelay:
                     # a socket, and 90 kB less that is shared.
                     if peer[1] == own_port and (
                             length == sent and view[first:first + sent] == out[first:first + sent]
-                            or self.is_echo(peer, now)):
+                            or is_ours(peer, kind)):
                         continue
                     length -= len(header)
                     if not buf.startswith(header, first) or length and (
@@ -4664,10 +4666,6 @@ class QuietRelay:
             return True
         self.asking = conn
         return False
-
-    def is_echo(self, peer, now):
-        """As Vxvde.is_echo()."""
-        return is_ours(peer, AF_INET6 if self.head[2] else AF_INET)
 
     def listen(self):
         """Have the listener, which is made when it is needed."""
@@ -5226,6 +5224,7 @@ class Server:
         # one, takes one of ours, and some are left for others.
         self.hand_overs_max = min(HAND_OVERS_MAX, os.sysconf('SC_OPEN_MAX') // 4)
         self.refused, self.told = 0, 0.0    # by quotas, since it was logged; when that was
+        self.looked = 0.0                   # when we looked which sessions there are
         self.reaper = Reaper(self.sessions)
         self.forker = Forker()
         self.paused_until = None            # accepting is paused
@@ -5504,8 +5503,10 @@ class Server:
 
         The sentence is for the log, and empty when there was one within the last second.
         """
-        theirs = self.count(container)
-        if theirs >= self.container_max or len(self.sessions) >= self.sessions_max:
+        theirs, now = self.count(container), time.monotonic()
+        if (theirs >= self.container_max or len(self.sessions) >= self.sessions_max) and (
+                now - self.looked >= LOOK_AGAIN):
+            self.looked = now
             self.forget_ended()
             theirs = self.count(container)
         if theirs >= self.container_max:
@@ -5516,7 +5517,6 @@ class Server:
         else:
             return None
         self.refused += 1
-        now = time.monotonic()
         if now - self.told < 1:
             return errno.EDQUOT, ''
         if self.refused > 1:

@@ -261,6 +261,7 @@ def test_interfaces_of_quiet_relays_count(host, new_container, new_daemon):
     assert done.returncode == 1 and 'quota' in done.stderr.lower()
     container.ip('link del a0')
     wait_until(lambda: len(session_pids(daemon)) == 1)
+    time.sleep(0.1)
     join(container, daemon, 'vxvde://', name='c0')
 
 
