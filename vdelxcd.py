@@ -4497,7 +4497,7 @@ class QuietRelay:
     MACS = 256                  # of peers; more is not quiet
     START = 16                  # bytes before a frame: room for a VXLAN or an offload header
     ASK_TIME = 0.05             # seconds for who connects to say what he wants
-    CALM = 1000                 # frames in a row that came one by one: twice so many are calm
+    CALM = 200                  # frames in a row that came one by one: twice so many are calm
 
     def __init__(self, place):
         self.place = place
