@@ -4369,7 +4369,7 @@ FORKER = b'vdelxcd-forker'
 # then the Order. With it come TAP, own socket, group socket, Control's socket, one for the answer.
 QUIET_ORDER = struct.Struct('=15s8sBIBdQ')
 QUIET_DESCRIPTORS = struct.Struct('5i')
-QUIET_ORDER_MAX = 4096          # bytes; what needs more is relayed as usual
+QUIET_ORDER_MAX = 1024          # bytes; what needs more is relayed as usual
 
 
 class Forker:
@@ -4459,6 +4459,9 @@ def fork_relays(wake, orders, place):
     name_process(FORKER)
     rights.limit(DESCRIPTORS_MAX, forks=True)
     rehearse(place)
+    gc.collect()
+    if hasattr(gc, 'freeze'):
+        gc.freeze()                         # 8 kB
     relay = QuietRelay(place)
     recv, fork = wake.recv, os.fork
     while recv(1):
