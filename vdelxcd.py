@@ -57,6 +57,7 @@ PAUSE = 0.2                 # seconds without accept() when processes or descrip
 DESCRIPTORS_MAX = 64        # descriptors of a relay
 DATA_MAX = 256 << 20        # bytes of memory of a relay
 NOBODY = 65534              # user and group where there is no user of that name
+PIDFILE_MAX = 20            # bytes that are looked at of a pidfile
 START_TIME = 2.0            # seconds to wait for other daemons that start in the same directory
 NESTING_MAX = 32            # levels of a nested VNL
 FIRST_WAIT, LONGEST_WAIT = 0.25, 2.0    # seconds until a lost network is tried again
@@ -5746,7 +5747,8 @@ def wait_for_others(directory):
 def write_pidfile(path):
     """Write our pid to a file at an absolute path, whole or not at all. Raises Failure.
 
-    A stale file is replaced; one that names a running vdelxcd is respected.
+    A stale file is replaced; one that names a running vdelxcd is respected, and so is what no
+    pidfile is: with -p and the name of the rules file they would be gone.
     """
     doing = 'pidfile ' + printable(path)
     temporary = '%s.%d' % (path, os.getpid())
@@ -5754,6 +5756,9 @@ def write_pidfile(path):
         if os.path.lexists(path):
             if not stat.S_ISREG(os.lstat(path).st_mode):
                 raise Failure(errno.EEXIST, doing + ': exists and is no regular file; left alone')
+            with open(path, 'rb') as file:
+                if file.read(PIDFILE_MAX + 1).strip(b'\0 \n0123456789'):
+                    raise Failure(errno.EEXIST, doing + ': exists and is no pidfile; left alone')
             other = running_daemon(path)
             if other:
                 raise Failure(errno.EEXIST, '%s: already running: process %d' % (doing, other))
@@ -5777,7 +5782,7 @@ def running_daemon(path):
     """The pid in a pidfile when it is that of a vdelxcd that runs, else None."""
     try:
         with open(path, 'rb') as file:
-            pid = int(file.read(20))
+            pid = int(file.read(PIDFILE_MAX))
         with open('/proc/%d/comm' % pid, 'rb') as comm:
             return pid if comm.read() == b'vdelxcd\n' and pid != os.getpid() else None
     except (OSError, ValueError):
@@ -6126,9 +6131,12 @@ def close_session(asked):
 
     try:
         if asked.facts:
-            with connect_session(asked.name) as sock:
-                if say_packet(sock, b'close') and is_gone(3):
-                    return
+            try:
+                with connect_session(asked.name) as sock:
+                    if say_packet(sock, b'close') and is_gone(3):
+                        return
+            except BlockingIOError:
+                pass                            # too many ask
         end_session(asked.pid, asked.inode)     # its container keeps it from answering
     except (ConnectionRefusedError, ProcessLookupError, FileNotFoundError):
         pass                                    # perhaps it is gone

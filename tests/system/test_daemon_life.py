@@ -333,7 +333,7 @@ def test_a_standard_error_that_takes_nothing_hurts_nobody(host, new_daemon, new_
 
 # ---- the pidfile --------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('content', ['', '1\n', '999999999\n', 'nonsense', '-5', '\0' * 50])
+@pytest.mark.parametrize('content', ['', '1\n', '999999999\n', '\0' * 50])
 def test_a_stale_pidfile_is_replaced(detached, content):
     with open(detached.pidfile, 'w') as file:
         file.write(content)
@@ -343,6 +343,16 @@ def test_a_stale_pidfile_is_replaced(detached, content):
         assert os.stat(detached.pidfile).st_ino != before       # a new file, renamed
     assert comm(detached.pid()) == 'vdelxcd'
     assert sorted(os.listdir(detached.directory)) == ['pid', 'vdelxcs']     # nothing temporary
+
+
+@pytest.mark.parametrize('content', ['nonsense', '-5', 'allow vxvde://\n', '17 allow null://\n'])
+def test_a_file_that_is_no_pidfile_is_not_replaced(host, tmp_path, content):
+    path = tmp_path / 'rules'
+    path.write_text(content)
+    assert 'rules: exists and is no pidfile; left alone' in failing(
+        host, '-p', path, tmp_path / 'sock')
+    assert path.read_text() == content
+    assert os.listdir(str(tmp_path)) == ['rules']
 
 
 @pytest.mark.parametrize('more', [[], ['-d']])

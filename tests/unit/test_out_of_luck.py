@@ -202,6 +202,22 @@ def test_a_session_that_does_not_answer_is_known_by_who_has_its_socket(vdelxcd):
     assert vdelxcd.find_holders({inode}, anybody) == {}
 
 
+def test_a_session_that_too_many_ask_can_be_closed(vdelxcd):
+    """Here it is gone when it is to be killed, which is as good."""
+    name, waiting = b'\0vdelxc-test-%d' % os.getpid(), []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(name)
+        listener.listen(0)
+        asked = vdelxcd.Asked(name, '0')
+        asked.facts, asked.pid = {'state': 'up'}, 0
+        with pytest.raises(BlockingIOError):
+            while True:
+                waiting.append(vdelxcd.connect_session(name))
+        vdelxcd.close_session(asked)
+    for sock in waiting:
+        sock.close()
+
+
 # ---- the reaper ---------------------------------------------------------------------------------
 
 def test_a_reaper_that_can_not_look_looks_later(vdelxcd, server):
