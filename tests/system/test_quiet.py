@@ -15,7 +15,7 @@ from test_daemon_life import fds
 from test_sessions import ask, connected, counters, listed, only, silence, tallies
 
 # Bytes of its own. Interpreters differ: of two builds of 3.11 one takes 480 kB, the other 820.
-QUIET = (560 if os.path.realpath(PYTHON) == os.path.realpath('/usr/bin/python3') else 1000) << 10
+QUIET = (700 if os.path.realpath(PYTHON) == os.path.realpath('/usr/bin/python3') else 1000) << 10
 GROUP = '239.0.0.1', 14789      # of vxvde://
 HEADER = b'\x08\0\0\0\0\0\x01\0'        # VXLAN, VNI 1
 # A client that hangs up as soon as it has handed over its TAP.
@@ -76,7 +76,7 @@ def test_a_relay_is_quiet_until_there_is_more_to_do(two):
     assert sorted(each['pid'] for each in facts) == pids
     assert [parent(pid) for pid in pids] == [forker(daemon)] * 2
     assert all(map(is_quiet, pids))
-    a.run('ping', '-n', '-q', '-i', '0.002', '-c', 300, '10.0.0.2')
+    a.run('ping', '-n', '-q', '-i', '0.01', '-c', 100, '10.0.0.2')
     assert all(map(is_quiet, pids)), 'that is not much'
     here = RawPort(a, 'vde0')
     wait_until(lambda: here.send(*[frame(60, 1)] * 100) or not any(map(is_quiet, pids)),
@@ -160,7 +160,6 @@ def test_what_is_no_frame_is_dropped_and_counted(two, wire):
     wire.sendto(HEADER + frame(60, 7), GROUP)
     wait_until(lambda: only(listed(daemon), container=b.inode())['in_drops'] == 7)
     assert all(map(is_quiet, session_pids(daemon)))
-    a.client('-D', 'vde0')
 
 
 def test_many_peers_are_no_matter_of_a_quiet_relay(two, wire):
@@ -304,8 +303,8 @@ def test_after_bursts_it_is_quiet_again_and_nothing_was_lost(two, wire):
     for _ in range(2):
         transfer(a, b, '10.0.0.2')
         assert not any(map(is_quiet, session_pids(daemon)))
-        a.run('ping', '-n', '-q', '-i', '0.002', '-c', 1300, '10.0.0.2')
-        assert all(map(is_quiet, session_pids(daemon)))
+        wait_until(lambda: a.run('ping', '-n', '-q', '-i', '0.002', '-c', 300, '10.0.0.2') and all(
+            map(is_quiet, session_pids(daemon))), 30, 'it is quiet again')
         here.send(frame(60, 1, 7))              # where the peer is was not forgotten
         assert wire.recv(100) == HEADER + frame(60, 1, 7)
         for container in a, b:
