@@ -411,6 +411,7 @@ def test_what_a_killed_daemon_of_the_same_number_left_of_a_pidfile_is_no_trouble
     daemon.argv[2:2] = ['-p', pidfile]
     daemon.argv = ['sh', '-c', 'ln -s precious "$0.$$"; exec "$@"', pidfile] + daemon.argv
     daemon.start()
+    wait_until(lambda: os.path.exists(pidfile))         # the socket listens before it is there
     with open(pidfile) as file:
         assert int(file.read()) == daemon.process.pid
     assert sorted(os.listdir(daemon.directory)) == ['log', 'pid', 'vdelxcs']
