@@ -122,7 +122,7 @@ class Capture:
 
     def ours(self):
         """The test frames so far."""
-        return [data for _, data in self.frames() if peers.ETHERTYPE in data[12:64]]
+        return [data for _, data in self.frames() if peers.is_test_frame(data)]
 
     def runs(self, container, name='vde0'):
         """Wait until frames are captured."""
