@@ -52,9 +52,9 @@ def transfer(a, b, address, size, tmp_path):
     assert int(sent.split()[0]) >= size
 
 
-def received(container):
-    """(packets, bytes) that a container's vde0 has received."""
-    text = container.ip('-s link show vde0').stdout
+def received(container, interface='vde0'):
+    """(packets, bytes) that a container's interface has received."""
+    text = container.ip('-s link show %s' % interface).stdout
     count, packets = re.search(r'RX:[^\n]*\n\s*(\d+)\s+(\d+)', text).groups()
     return int(packets), int(count)
 

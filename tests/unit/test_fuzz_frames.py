@@ -74,6 +74,7 @@ class Overlays:
         plug.add_socket(self.group)
         plug.own_port = self.own.getsockname()[1]
         plug.everyone = self.other.getsockname()
+        plug.bulk = vdelxcd.Bulk(plug) if scheme == 'vxvde' else None
 
     @staticmethod
     def bound():

@@ -145,6 +145,7 @@ def plug(vdelxcd):
     plug.macs = vdelxcd.MacTable(128.0)
     plug.sender, plug.everyone = Recorder(), GROUP
     plug.seen = plug.seen_peer = None
+    plug.bulk = vdelxcd.Bulk(plug)
     return plug
 
 
