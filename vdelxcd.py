@@ -149,7 +149,7 @@ TCP, TCP_ACK = 6, 0x10                      # the protocol; the flags of a segme
 TCP_LAST, TCP_FIRST = 0x01 | 0x08, 0x80     # FIN and PSH, CWR: on one segment of a super-segment
 MERGED_MAX = 65535 - 100                    # bytes of a super-segment that we make
 PARTIAL = 0x8000                            # see Burst
-SEGMENT_MIN = 48                            # bytes of payload of its segments (TCP_MIN_MSS)
+SEGMENT_MIN = 8                             # bytes of payload of its segments, whatever options
 GIANT_MAX = 65535 + 14 + 2 * 4              # bytes of one that a kernel makes, behind two tags
 
 # <pcap/pcap.h>, host byte order: magic, version, zone, accuracy, longest frame, LINKTYPE_ETHERNET;
