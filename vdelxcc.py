@@ -691,12 +691,19 @@ def parse_arguments(arguments):
 COMPLETION = r"""# Completion of vdelxcc's command line in bash; made by: vdelxcc --completion bash
 _vdelxcc() {
     local word=${COMP_WORDS[COMP_CWORD]} words= path
+    COMPREPLY=()
     case ${COMP_WORDS[COMP_CWORD-1]} in
         -D|--delete)
             for path in /sys/class/net/*/tun_flags; do
-                [ -e "$path" ] && path=${path%/*} && words="$words ${path##*/}"
-            done ;;
-        -s|--socket) COMPREPLY=($(compgen -f -- "$word")); return ;;
+                path=${path%/*} path=${path##*/}        # anybody chose it: is it safe in a shell?
+                [[ $path == "$word"* && $path == [0-9A-Za-z]* &&
+                    $path != *[!0-9A-Za-z_.-]* ]] && COMPREPLY+=("$path")
+            done
+            return ;;
+        -s|--socket)
+            mapfile -t COMPREPLY < <(compgen -f -- "$word")
+            compopt -o filenames
+            return ;;
         --mtu) words=auto ;;
         --mac) words=auto: ;;
         --completion) words=bash ;;

@@ -315,7 +315,7 @@ def complete(container, *words):
     code = subprocess.check_output([PYTHON, CLIENT, '--completion', 'bash'])
     done = container.run('unshare', '--mount', 'bash', '-c', script, 'bash', 'vdelxcc', *words,
                          input=code.decode())
-    return set(done.stdout.split())
+    return set(filter(None, done.stdout.split('\n')))
 
 
 def test_bash_completes_options_schemes_and_interfaces(new_container):
@@ -328,6 +328,18 @@ def test_bash_completes_options_schemes_and_interfaces(new_container):
     assert complete(container, '--mtu', '') == {'auto'}
     assert complete(container, '-a', '') == set()
     assert complete(container, '--completion', '') == {'bash'}
+
+
+def test_bash_acts_on_no_name_of_an_interface_or_a_file(new_container, tmp_path, monkeypatch):
+    container = new_container()
+    monkeypatch.chdir(tmp_path)
+    for name in '$(>hit)', '`>hit`', '*', 'a;b', '-rf', 'tap0', 'eth.7':
+        container.ip('tuntap add dev %s mode tap' % name)
+    assert complete(container, '-D', '') == {'tap0', 'eth.7'}
+    assert complete(container, '--delete', 'e') == {'eth.7'}
+    assert os.listdir(str(tmp_path)) == []
+    (tmp_path / 'two words').mkdir()
+    assert complete(container, '-s', 'two') == {'two words'}
 
 
 @pytest.mark.parametrize('shell', ['zsh', ''])
