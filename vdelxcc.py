@@ -428,7 +428,9 @@ def connect(socket_name, timeout):
     found = None
     for path in paths:
         if len(os.fsencode(path)) > SUN_PATH_MAX:
-            raise failure('connect', errno.ENAMETOOLONG, path, '%d bytes at most' % SUN_PATH_MAX)
+            found = found or failure('connect', errno.ENAMETOOLONG, path,
+                                     '%d bytes at most' % SUN_PATH_MAX)
+            continue
         daemon = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         # These bound connect() as well; settimeout() would make a full backlog fail at once.
         for option in socket.SO_SNDTIMEO, socket.SO_RCVTIMEO:

@@ -182,6 +182,13 @@ def test_a_socket_path_has_107_bytes_at_most(container, host, new_daemon, tmp_pa
     assert text.startswith('connect' + system_text(errno.ENAMETOOLONG)) and '107' in text
 
 
+def test_the_search_goes_past_a_path_that_is_too_long(container, daemon):
+    long = '/' + 'd' * 100
+    container.client('null://', env=dict(QUIET, VDELXC_PATH='%s:%s' % (long, daemon.directory)))
+    text = failing(container, 'null://', env={'VDELXC_PATH': long + ':/nowhere'})
+    assert text.startswith('connect' + system_text(errno.ENAMETOOLONG) + long)
+
+
 def test_a_socket_that_may_not_be_opened_says_so(container, host, new_daemon):
     require('setpriv')
     daemon = new_daemon(host, '-m', '600')
