@@ -752,7 +752,7 @@ def run(options):
     def tell(text):
         """Tell the user who wants to know; stdout has the interface's name alone."""
         if 'verbose' in options:
-            say('vdelxcc: %s\n' % text, sys.stderr)
+            say('vdelxcc: %s\n' % one_line(text), sys.stderr)
 
     if 'delete' in options:
         delete_tap(options['delete'])
@@ -804,7 +804,7 @@ def set_before(interface, options):
 def set_after(interface, options, answer):
     """The settings that wait for the network; the daemon's answer may tell the MTU that fits it."""
     advice = answer.get('mtu', '')
-    if options.get('mtu') == 'auto' and advice.isdigit():
+    if options.get('mtu') == 'auto' and between(0, advice, 999999999):
         if int(advice) < IPV6_MIN_MTU and any(
                 len(each[1]) == 16 for each in options.get('address', [])):
             raise failure('interface settings', errno.EINVAL, '%s: MTU %s' % (

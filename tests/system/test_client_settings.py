@@ -166,6 +166,20 @@ def test_no_interface_is_left_with_a_daemon_that_keeps_the_descriptor(
     assert listener.fds
 
 
+@pytest.mark.parametrize('advice', ['9' * 11, '9' * 300, '\xb2', '\x1b[2J two\nlines', ''])
+def test_advice_that_is_no_number_is_none_and_told_in_one_line(new_container, closing, tmp_path,
+                                                               advice):
+    container = new_container()
+    answers = [b'0\0mtu=1\0', b'0\0mtu=%s\0fragmented=1\0' % advice.encode('latin-1')] * 2
+    listener = closing(Listener(str(tmp_path / 's'), answers))
+    done = container.client('-v', '-s', listener.path, '--mtu', 'auto', 'null://')
+    assert done.stderr.endswith('vdelxcc: this daemon gives no advice; the MTU stays 1500\n')
+    done = container.client('-v', '-s', listener.path, 'null://')
+    told = done.stderr.splitlines()
+    assert len(told) == 4 and 'the MTU of 1500 does not fit' in told[-1]
+    assert all(line.isprintable() for line in told)
+
+
 def test_an_interrupt_after_the_hand_over_leaves_no_interface(new_container, closing, tmp_path,
                                                               vdelxcc):
     """In this process: what run() does when it is interrupted at its last step."""
