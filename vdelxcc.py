@@ -25,6 +25,7 @@ import os
 import struct
 import sys
 import time
+import _signal as signal                    # the library's own signal brings enum along
 
 
 # The library's socket imports three modules for functions that are not used here, and that takes
@@ -773,6 +774,10 @@ def run(options):
             flags, keys['offload'] = flags | IFF_VNET_HDR, '1'
         elif 'offload' in options:
             tell('this daemon has no offload; going on without')
+    # From now on there is something to remove: who ends us does so as an interrupt would.
+    for number in signal.SIGTERM, signal.SIGHUP:
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
     tap, name = make_tap(names, flags)
     interface = Interface(name, tell)
     tell(name + ': made')
@@ -783,11 +788,10 @@ def run(options):
         set_after(interface, options, answer if 'mtu' in keys else {})
         if 'verbose' in options:
             say(name + '\n', sys.stdout)
+        os.close(tap)
     except BaseException:                   # an interrupt too
         interface.remove()
         raise
-    finally:
-        os.close(tap)
 
 
 def set_before(interface, options):

@@ -9,7 +9,8 @@ import pytest
 
 from conftest import CLIENT, DAEMON, ROOT
 
-CLIENT_IMPORTS = set('os sys errno time signal getopt socket fcntl struct select array'.split())
+CLIENT_IMPORTS = set('os sys errno time signal _signal getopt socket fcntl struct select array'
+                     .split())
 DAEMON_IMPORTS = CLIENT_IMPORTS | set('stat pwd grp syslog resource gc json'.split())
 LATE_IMPORTS = {'json'}                     # only where they are used
 OPTIONAL_IMPORTS = {'resource'}             # in a try: python3-minimal has none

@@ -377,6 +377,36 @@ def test_an_interrupted_client_leaves_no_interface(container, fake):
     assert 'vde0' not in container.interfaces()
 
 
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_client_that_is_ended_after_the_hand_over_leaves_no_interface(container, daemon, tmp_path,
+                                                                        number):
+    ours, theirs = os.pipe()                        # nobody reads what it says at the end
+    os.set_blocking(theirs, False)
+    with pytest.raises(BlockingIOError):
+        while True:
+            os.write(theirs, bytes(512))
+    os.set_blocking(theirs, True)
+    with open(str(tmp_path / 'steps'), 'wb') as steps:
+        child = container.popen(PYTHON, CLIENT, '-vu', '-s', daemon.socket, 'null://',
+                                stdout=theirs, stderr=steps)
+    wait_until(lambda: 'vde0: up' in (tmp_path / 'steps').read_text())
+    child.send_signal(number)
+    assert child.wait(10) == 1
+    assert container.interfaces() == {'lo'}
+    wait_until(lambda: daemon.pids() == [daemon.process.pid], what='the session ends')
+    os.close(ours), os.close(theirs)
+
+
+def test_a_client_that_ignores_the_end_of_its_terminal_goes_on_ignoring_it(container, fake):
+    def behave(conn):
+        os.kill(child.pid, signal.SIGHUP)
+        conn.sendall(b'0\0')
+    path = fake(behave, keep=True)
+    child = container.popen('sh', '-c', "trap '' HUP; exec \"$@\"", 'sh', PYTHON, CLIENT, '-s',
+                            path, 'null://')
+    assert child.wait(10) == 0 and 'vde0' in container.interfaces()
+
+
 # ---- the command line ---------------------------------------------------------------------------
 
 def test_it_runs_from_standard_input(container, daemon):
