@@ -4372,8 +4372,8 @@ def is_tun(fd):
     process. They have to do where there is no /proc.
     """
     try:
-        with open('/proc/self/fdinfo/%d' % fd) as file:
-            return any(line.startswith('iff:') for line in file)    # what only its driver says
+        with open('/proc/self/fdinfo/%d' % fd, 'rb') as file:
+            return any(line.startswith(b'iff:') for line in file)   # what only its driver says
     except OSError:
         status = os.fstat(fd)
         return stat.S_ISCHR(status.st_mode) and status.st_rdev == TUN_RDEV
@@ -4630,7 +4630,7 @@ def serve_interface(link, done, place, forker):
         say_packet(done, UNLOGGED_WORD if log.crowded else REFUSED_WORD)
         return
     mtu, answer = order.keys.get('mtu', str(MTU)), {}
-    too_big = mtu.isdigit() and len(mtu) < 6 and plug.fragments(int(mtu))
+    too_big = mtu.isdecimal() and len(mtu) < 6 and plug.fragments(int(mtu))
     if 'mtu' in order.keys:
         answer['mtu'] = plug.mtu()
     if answer and too_big:

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from conftest import CLIENT, PYTHON, require, wait_until
+from conftest import CLIENT, DAEMON, PYTHON, require, wait_until
 from answers import Listener
 
 BARE = ['/usr/bin/env', '-i', 'PATH=/nowhere', PYTHON, CLIENT]      # no program can be found
@@ -257,14 +257,14 @@ def test_delete_leaves_alone_what_is_no_tap(new_container):
 
 # ---- reasons ------------------------------------------------------------------------------------
 
-def ask(container, path, request):
+def ask(container, path, request, name=b'x0'):
     """What the daemon answers to a request that comes with a new TAP."""
     script = ("import fcntl,os,socket,struct,sys;"
               "t=os.open('/dev/net/tun',2);"
-              "fcntl.ioctl(t,0x400454ca,struct.pack('16sH22x',b'x0',0x1002));"
+              "fcntl.ioctl(t,0x400454ca,struct.pack('16sH22x',%r,0x1002));"
               "s=socket.socket(1);s.connect(sys.argv[1]);"
               "s.sendmsg([%r],[(1,1,struct.pack('i',t))]);"
-              "print(b''.join(iter(lambda:s.recv(4096),b'')))" % request)
+              "print(b''.join(iter(lambda:s.recv(4096),b'')))" % (name, request))
     return container.run(PYTHON, '-c', script, path).stdout.strip()
 
 
@@ -280,6 +280,25 @@ def test_the_reason_of_a_refusal_is_told_to_who_asks(pair):
             'vdelxcd: Invalid argument: vxvde:// has no option colour')
     text = failing(container, '-s', daemon.socket, '-u', 'vxvde:///if=none0')
     assert text == 'vdelxcd: No such device: no interface none0 on this host'
+
+
+@pytest.mark.parametrize('vnl', [b'null://', b'vxvde:///if=lo'])
+@pytest.mark.parametrize('name', [b'\xff\xfe\x01', b'\x1b[2J', b'$(id)', b'-rf', b"a'b\\,pid"])
+def test_an_interface_may_have_any_name_that_the_kernel_takes(pair, vnl, name):
+    daemon, container, _ = pair
+    assert ask(container, daemon.socket, vnl + b'\0', name) == repr(b'0\0')
+    wait_until(lambda: 'open interface: ' in daemon.log())
+    listed = daemon.host.run(PYTHON, DAEMON, '--list').stdout
+    assert listed.count('\n') == 2 and all(c == '\n' or ' ' <= c <= '~' for c in listed)
+    assert 'error' not in daemon.log()
+
+
+def test_a_wish_for_an_mtu_that_is_no_number_is_none(pair):
+    daemon, container, _ = pair
+    for number, mtu in enumerate((b'\xc2\xb2', b'\xd9\xa3', b'9' * 3000, b'-1', b'')):
+        request = b'null://\0reason=1\0mtu=%s\0' % mtu
+        assert ask(container, daemon.socket, request, b'x%d' % number).startswith("b'0\\x00"), mtu
+    assert 'error' not in daemon.log()
 
 
 def test_nothing_of_the_rules_or_the_host_is_told(host, new_container, new_daemon, tmp_path):
