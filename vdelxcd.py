@@ -3599,7 +3599,7 @@ def merge(one, other):
 
 
 def tag_list(value):
-    """A list of VLANs A and mappings A-B, separated by : or dots."""
+    """A list of VLANs A and mappings A-B, separated by : or dots; their order means nothing."""
     pairs = []
     for token in word(value).replace(':', '.').split('.'):
         here, dash, there = token.partition('-')
@@ -3607,7 +3607,8 @@ def tag_list(value):
         pairs.append((check(here), check(there if dash else here)))
     if len(dict(pairs)) < len(pairs) or len({there for _, there in pairs}) < len(pairs):
         raise ValueError('a VLAN is named twice')
-    return ':'.join(here if here == there else '%s-%s' % (here, there) for here, there in pairs)
+    return ':'.join(here if here == there else '%s-%s' % (here, there)
+                    for here, there in sorted(pairs, key=lambda pair: int(pair[0])))
 
 
 class Vlan(Plug):

@@ -492,3 +492,10 @@ def test_a_denied_switch_is_denied_as_the_default_switch_too(judged, monkeypatch
     monkeypatch.delenv('HOME')
     monkeypatch.setattr(os, 'getuid', lambda: 4000000001)       # who has no name
     assert judged('deny vde:///elsewhere\npfxallow\n', vnls) == vnls
+
+
+def test_the_order_of_vlans_in_a_list_means_nothing(judged):
+    vnls = ['vlan:///tag=10:20-30{null://}', 'vlan:///tag=20-30.10-010{null://}']
+    for named in vnls:
+        assert judged('deny %s\npfxallow\n' % named, vnls) == []
+        assert judged('allow %s\n' % named, vnls) == vnls
