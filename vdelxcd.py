@@ -3039,6 +3039,11 @@ class Ptp(PathPlug, LocalSocket):
             raise ValueError('ptp:// needs a path')
         return normal_path(address)
 
+    @staticmethod
+    def fallbacks(address, options):
+        # At PATH+ is heard what the first one at PATH sends.
+        return [(address[:-1], options)] if address.endswith('+') else []
+
     def __init__(self, vnl):
         path, self.name = vnl.address, None
         doing = 'ptp ' + printable(path)

@@ -499,3 +499,12 @@ def test_the_order_of_vlans_in_a_list_means_nothing(judged):
     for named in vnls:
         assert judged('deny %s\npfxallow\n' % named, vnls) == []
         assert judged('allow %s\n' % named, vnls) == vnls
+
+
+def test_the_other_name_of_a_denied_cable_is_denied(judged):
+    """Who is first at PATH+ would hear what the first at PATH sends."""
+    vnls = ['ptp:///run/cable', 'ptp:///run/cable+', 'vlan://3{ptp:///run/x/../cable%2b[mode=777]}']
+    for tag in 'deny', 'pfxdeny':
+        assert judged(tag + ' ptp:///run/cable\npfxallow\n', vnls) == []
+    assert judged('deny ptp:///run/cabl\npfxallow\n', vnls) == vnls
+    assert judged('allow ptp:///run/cable\n', vnls) == vnls[:1]
