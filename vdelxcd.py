@@ -2793,8 +2793,11 @@ class SeqPacket(LocalSocket):
 
 
 def normal_path(path):
-    """An absolute path without . and .. and double slashes; '' stays ''."""
-    return '/' + os.path.normpath(os.path.join(START_DIRECTORY, path)).lstrip('/') if path else ''
+    """An absolute path without . and .. and double slashes; '' stays ''. Raises ValueError."""
+    path = path and '/' + os.path.normpath(os.path.join(START_DIRECTORY, path)).lstrip('/')
+    if path.startswith('/proc/'):           # /proc/PID/root is no link that realpath() can follow
+        raise ValueError('%s leads out of the files of this host' % printable(path))
+    return path
 
 
 class PathPlug:

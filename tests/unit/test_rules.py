@@ -508,3 +508,14 @@ def test_the_other_name_of_a_denied_cable_is_denied(judged):
         assert judged(tag + ' ptp:///run/cable\npfxallow\n', vnls) == []
     assert judged('deny ptp:///run/cabl\npfxallow\n', vnls) == vnls
     assert judged('allow ptp:///run/cable\n', vnls) == vnls[:1]
+
+
+@pytest.mark.parametrize('scheme', ['vde', 'hub', 'switch', 'ptp'])
+def test_no_path_leads_through_the_files_of_a_container(vdelxcd, parse, scheme):
+    """There the container makes the links, and what they mean on this host nobody can see."""
+    for path in ('/proc/1/root/x', '//proc/self/cwd/x', '/x/../proc/1/root/x', '/%70roc/1/root',
+                 "/'proc'/./thread-self/root/run/sw[mode=700]"):
+        with pytest.raises(vdelxcd.Failure) as caught:
+            parse('vlan://3{%s://%s}' % (scheme, path))
+        assert caught.value.errno == errno.EINVAL and '/proc/' in str(caught.value)
+    assert parse('%s:///process/x' % scheme).address == '/process/x'
