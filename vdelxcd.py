@@ -923,6 +923,10 @@ def read_rules(path, default, parse, commands=False, warnings=None):
             if tag not in TAGS:
                 raise bad('%s: not a directive (%s)', printable(tag), ', '.join(TAGS))
             if tag.startswith('pfx'):
+                text = 'vde://' * text.startswith('/') + text
+                scheme, _, rest = text.partition(':')
+                if set(scheme) - SCHEME_LETTERS or rest[:2] not in '//' or not text.isprintable():
+                    raise bad('no VNL begins with %s', printable(text))
                 if text[-1:].isdigit() or set(text.rpartition(':')[2] or 'x') <= HEX_LETTERS:
                     warnings.append('%s: the prefix ends inside a number: it also matches %s0'
                                     % (origin, printable(text)))

@@ -519,3 +519,22 @@ def test_no_path_leads_through_the_files_of_a_container(vdelxcd, parse, scheme):
             parse('vlan://3{%s://%s}' % (scheme, path))
         assert caught.value.errno == errno.EINVAL and '/proc/' in str(caught.value)
     assert parse('%s:///process/x' % scheme).address == '/process/x'
+
+
+def test_a_prefix_may_be_a_path(judged):
+    vnls = ['/run/sw', 'vde:///run/sw[3]', 'vlan://3{/run/sw}', '/tmp/sw', 'hub:///run/sw']
+    assert judged('pfxdeny /run/\npfxallow\n', vnls) == vnls[3:]
+    assert judged('pfxallow /run/\n', vnls) == vnls[:2]
+
+
+def test_a_prefix_with_which_no_vnl_begins_is_a_fault(vdelxcd, read, tmp_path):
+    wrong = ['TAP://', 'tap//:', 'tap:tap0', 'tap:/x', './sw', 'run/sw', 'tap ://', '*', "'tap'://",
+             'tap://\rpfxallow', 'tap://\x1b']
+    for tag in 'pfxdeny', 'pfxallow':
+        text = ''.join('%s %s\n' % (tag, prefix) for prefix in wrong)
+        assert [line.split(':')[1] for line in faults(vdelxcd, read, text)] == [
+            str(number) for number in range(1, len(wrong) + 1)]
+    assert faults(vdelxcd, read, b'pfxdeny vde:///\xff\n') == [
+        'rules:1: no VNL begins with vde:///\\udcff']
+    good = ['', 't', 'tap', 'tap:', 'tap:/', 'tap://', 'vlan://3{TAP', 'x-1_y', 'vxvde://#', '/']
+    read(''.join('pfxdeny %s\n' % prefix for prefix in good))
