@@ -891,13 +891,16 @@ def counted(number, what):
     return '%d %s%s' % (number, what, '' if number == 1 else 's')
 
 
-def follow_alias(text):
-    """A default's VNL: a file named by a VNL without scheme holds the VNL in its first line."""
+def follow_alias(text, parse):
+    """A default's Vnl: a file named by a VNL without scheme holds the VNL in its first line."""
     path = os.path.join(START_DIRECTORY, text)          # also when a detached daemon reads again
     if text.isprintable() and '://' not in text and os.path.isfile(path):
         with open(path, errors='surrogateescape') as file:
-            return file.readline(VNL_MAX + 2).strip()
-    return text
+            vnl = parse(file.readline(VNL_MAX + 2).strip())
+        if any(level.command for level in vnl.levels()):
+            raise bad('%s: a VNL that runs a program has to stand here, not there', printable(text))
+        return vnl
+    return parse(text)
 
 
 def read_rules(path, default, parse, commands=False, warnings=None):
@@ -910,7 +913,7 @@ def read_rules(path, default, parse, commands=False, warnings=None):
     warnings = [] if warnings is None else warnings
     if default is not None:
         try:
-            first.append(Rule(COMMAND_LINE, 'default', parse(follow_alias(default))))
+            first.append(Rule(COMMAND_LINE, 'default', follow_alias(default, parse)))
         except (Failure, OSError) as error:
             faults.append('%s: %s' % (printable(default), why(error)))
     try:
@@ -936,7 +939,7 @@ def read_rules(path, default, parse, commands=False, warnings=None):
             elif not text:
                 raise bad('%s: needs a VNL', tag)
             elif tag == 'default':
-                last.insert(0, Rule(origin, tag, parse(follow_alias(text))))
+                last.insert(0, Rule(origin, tag, follow_alias(text, parse)))
             else:
                 rules.append(Rule(origin, tag, parse(text)))
         except (Failure, OSError) as error:
@@ -3048,8 +3051,7 @@ class Ptp(PathPlug, LocalSocket):
 
     @staticmethod
     def fallbacks(address, options):
-        # At PATH+ is heard what the first one at PATH sends.
-        return [(address[:-1], options)] if address.endswith('+') else []
+        return [(address[:-1], options)] if address[-1:] == '+' else []     # it hears that network
 
     def __init__(self, vnl):
         path, self.name = vnl.address, None

@@ -421,6 +421,19 @@ def test_an_alias_that_holds_no_vnl_is_a_fault(vdelxcd, read, tmp_path):
         'rules:2']
 
 
+def test_an_alias_names_no_program(vdelxcd, read, parse, tmp_path):
+    """Who can write where a default's path is would run what he likes, on the next SIGHUP."""
+    alias = tmp_path / 'net'
+    for text in 'cmd://id', 'vlan://3{cmd://id', 'slirp://', 'vlan://3{slirp://}':
+        alias.write_text(text + '\n')
+        lines = faults(vdelxcd, read, 'pfxallow cmd://\ndefault %s\n' % alias)
+        assert len(lines) == 1 and lines[0].startswith('rules:2: ')
+        with pytest.raises(vdelxcd.Failure) as caught:
+            vdelxcd.read_rules(None, str(alias), parse, commands=True)
+        assert str(alias) in str(caught.value) and 'program' in str(caught.value)
+        assert read('default %s\n' % text)[0].default.text == parse(text).text
+
+
 def test_an_alias_is_not_followed_for_a_request_or_another_rule(parse, judged, tmp_path):
     alias = tmp_path / 'net'
     alias.write_text('vxvde://\n')
