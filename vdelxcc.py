@@ -488,7 +488,10 @@ def abilities(daemon, timeout):
     A greeting without VNL and descriptor; whoever does not know it answers a bare errno.
     Raises Failure.
     """
-    return exchange(daemon, b'\0hello=1\0', [], timeout)[1]
+    number, answer = exchange(daemon, b'\0hello=1\0', [], timeout)
+    if number == errno.EAGAIN:              # one of ours that has no time to say what it can
+        raise failure('vdelxcd', number, REFUSAL_ADVICE.get(number))
+    return answer
 
 
 def hand_over(daemon, tap, vnl, keys, timeout):

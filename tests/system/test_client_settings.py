@@ -180,6 +180,13 @@ def test_advice_that_is_no_number_is_none_and_told_in_one_line(new_container, cl
     assert all(line.isprintable() for line in told)
 
 
+def test_a_daemon_that_has_no_time_for_the_greeting_is_not_taken_for_a_plain_one(
+        new_container, closing, tmp_path):
+    container, listener = new_container(), closing(Listener(str(tmp_path / 's'), [b'11\0']))
+    text = failing(container, '-s', listener.path, '--mtu', 'auto', 'null://')
+    assert text.startswith('vdelxcd: Resource temporarily unavailable: ')
+
+
 def test_an_interrupt_after_the_hand_over_leaves_no_interface(new_container, closing, tmp_path,
                                                               vdelxcc):
     """In this process: what run() does when it is interrupted at its last step."""
