@@ -3051,7 +3051,7 @@ class Ptp(PathPlug, LocalSocket):
 
     @staticmethod
     def fallbacks(address, options):
-        return [(address[:-1], options)] if address[-1:] == '+' else []     # it hears that network
+        return [(each, options) for each in (address + '+', address.rstrip('+'))]  # both names
 
     def __init__(self, vnl):
         path, self.name = vnl.address, None

@@ -523,6 +523,16 @@ def test_the_other_name_of_a_denied_cable_is_denied(judged):
     assert judged('allow ptp:///run/cable\n', vnls) == vnls[:1]
 
 
+def test_a_link_at_the_other_name_of_a_cable_leads_to_no_denied_one(judged, tmp_path):
+    """Who is first at PATH sends to PATH+, wherever that leads."""
+    for name in 'a+', 'b+', 'b++':
+        (tmp_path / name).symlink_to('/run/secret/cable')
+    vnls = ['ptp://%s/%s' % (tmp_path, name) for name in ('a', 'a+', 'b', 'b+', 'c')]
+    for tag in 'deny', 'pfxdeny':
+        assert judged(tag + ' ptp:///run/secret/cable\npfxallow\n', vnls) == vnls[4:]
+    assert judged('allow %s\n' % vnls[0], vnls) == vnls[:1]
+
+
 @pytest.mark.parametrize('scheme', ['vde', 'hub', 'switch', 'ptp'])
 def test_no_path_leads_through_the_files_of_a_container(vdelxcd, parse, scheme):
     """There the container makes the links, and what they mean on this host nobody can see."""
