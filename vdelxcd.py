@@ -2783,7 +2783,7 @@ class SeqPacket(LocalSocket):
     def __init__(self, vnl):
         try:
             fd, sock = int(vnl.address), None
-            if stat.S_ISSOCK(os.fstat(fd).st_mode):     # socket() takes our word for the rest
+            if stat.S_ISSOCK(os.fstat(fd).st_mode) and os.get_inheritable(fd):  # as ours are not
                 sock = socket.socket(AF_UNIX, SOCK_SEQPACKET, 0, os.dup(fd))
         except OSError as error:
             raise Failure(error.errno, 'descriptor %s: %s' % (vnl.address, why(error)))

@@ -158,3 +158,14 @@ def test_errors_name_the_number_and_the_reason(host, new_container, new_daemon):
     line, logged = refused(c, daemon, 'macvtap://other0')   # there, and no macvtap
     assert os.strerror(2) in line or os.strerror(22) in line or os.strerror(25) in line
     assert 'other0' in logged
+
+
+def test_no_socket_of_the_daemon_itself_is_a_network(pair):
+    """Only what it inherited is: a frame to the forker would be an order, or have it fork."""
+    daemon, container, _ = pair
+    join(container, daemon, 'vxvde:///if=lo')                   # now there is a forker
+    for number in range(3, 20):
+        for vnl in 'seqpacket://%d', 'vlan://3{seqpacket://%d}':
+            done = container.client('-s', daemon.socket, vnl % number, check=False)
+            assert done.returncode == 1 and os.strerror(9) in done.stderr, (vnl, number)
+    assert container.interfaces() == {'lo', 'vde0'}
