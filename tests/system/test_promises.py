@@ -45,7 +45,8 @@ def test_150_interfaces_cost_little_and_an_idle_one_next_to_nothing(host, new_co
     print('%d interfaces: %d kB together, at most %d kB of its own each' % (
         MANY, together, dearest))
     assert together < 500 << 10
-    assert dearest < 1 << 10 or 'COVERAGE_RCFILE' in os.environ
+    distributions = os.path.realpath(PYTHON) == os.path.realpath('/usr/bin/python3')
+    assert dearest < (400 if distributions else 1 << 10) or 'COVERAGE_RCFILE' in os.environ
 
 
 class Pinging:
