@@ -2283,7 +2283,7 @@ class Bulk:
     KEEP = 20.0
     SOME = 64                   # bulks of which some may lack a datagram: one of TOLERATED
     TOLERATED = 8
-    CUTS = 16                   # super-segments cut in a row, before no more of them are taken
+    CUTS, PAUSE = 16, 1.0       # after so many cut in a row no super-segments are taken, seconds
 
     def __init__(self, plug):
         self.plug = plug
@@ -2339,7 +2339,7 @@ class Bulk:
         """A super-segment was cut; take no more when there were many."""
         self.cuts += 1
         if self.cuts >= self.CUTS:
-            self.cuts, self.cut_until = 0, now + self.KEEP / 2
+            self.cuts, self.cut_until = 0, now + self.PAUSE
             self.plug.other.take_giants(False)
 
     def send_bulks(self, burst, first, last, peer, fellow):
