@@ -2453,7 +2453,7 @@ class Bulk:
 
         It is datagrams of size bytes, the last of which may be shorter.
         """
-        buf, view, place, at = burst.buf, burst.view, start, start
+        buf, view, place, at, beyond = burst.buf, burst.view, start, start, start
         while at < end:
             if min(size, end - at) < self.HEADERS or not buf.startswith(self.header, at):
                 self.plug.reject()
@@ -2480,10 +2480,20 @@ class Bulk:
                 place = stop
                 self.unpack(burst, body, stop, peer, now)
             elif whole:
-                view[place:place + len(whole)] = whole
-                place += len(whole)
-                self.unpack(burst, place - len(whole), place, peer, now)
-        return place
+                # One that began in a train before may be longer than what is free before the rest.
+                goal = place if at == end or place + len(whole) <= at else end
+                stop = goal + len(whole)
+                if stop > len(view):        # the buffer may be a small one: nobody asked us
+                    self.plug.take_trains()
+                    self.plug.reject()
+                    continue
+                view[goal:stop] = whole
+                self.unpack(burst, goal, stop, peer, now)
+                if goal == place:
+                    place = stop
+                else:
+                    beyond = stop
+        return max(place, beyond)
 
     def collect(self, header, index, count, text, peer, now):
         """Put together what was sent; the bulk when it is whole, else None.

@@ -358,6 +358,79 @@ def test_from_any_datagrams_come_only_frames_that_may_be(vdelxcd, node, fuzz):
     assert passed > 200
 
 
+@pytest.fixture
+def plug(vdelxcd):
+    """A vxvde plug with sockets, on loopback, that is not busy yet."""
+    own, heard = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+    with own, heard:
+        own.bind(('127.0.0.1', 0))
+        heard.bind(('127.0.0.1', 0))
+        yield vdelxcd.Vxvde(vdelxcd.read_vnl('vxvde:///vni=1193046'), 0, (own, heard))
+
+
+def say(plug, data, size):
+    """Send a plug datagrams of this size, as one train; what it makes of them."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.sendmsg([data], [(socket.IPPROTO_UDP, 103, struct.pack('H', size))], 0,
+                     plug.sender.sock.getsockname())
+    return frames_of(plug.recv(plug.sender.sock.fileno()))
+
+
+def pieces(stream, number, step):
+    """A bulk, the datagrams of it."""
+    return [struct.pack('>B3xIHIH', 0x88, 0x12345600, number, len(stream), index)
+            + stream[at:at + step] for index, at in enumerate(range(0, len(stream), step))]
+
+
+def record(frame):
+    """A frame as it is in a bulk."""
+    return struct.pack('>IHH', len(frame), 0, 0) + frame
+
+
+def test_bulk_that_a_small_buffer_has_no_room_for_ends_no_relay(vdelxcd, plug):
+    frames = [BOB + ALICE + bytes([number]) * 6000 for number in range(10)]
+    data = pieces(b''.join(map(record, frames)), 1, 6008)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        for _ in range(2):
+            for each in data:
+                sock.sendto(each, plug.sender.sock.getsockname())
+            found = frames_of(plug.recv(plug.sender.sock.fileno()))
+            found += frames_of(plug.recv(plug.sender.sock.fileno()))
+    assert found == frames and plug.drops == 1
+
+
+def test_bulks_that_came_in_one_train_do_not_overwrite_each_other(vdelxcd, node, fuzz):
+    """Their last datagrams are as long as all others; so the kernel joins them."""
+    plug, step, passed = node(), 1456, 0
+    for _ in fuzz.rounds(60):
+        sent, expected = [], []
+        for number in range(fuzz.chance.randint(1, 9)):
+            room, records = step * fuzz.chance.choice([1, 2, 9, 40, 44, 45]), []
+            while room:
+                length = room if room < 3000 else fuzz.chance.randint(100, 2000)
+                records.append(record(BOB + ALICE + fuzz.noise(length - 20)))
+                room -= length
+            expected += [each[8:] for each in records]
+            sent += pieces(b''.join(records), number, step)
+        burst, found = vdelxcd.Burst(vdelxcd.LARGE_BUFFER[1]), []
+        start, drops = 0, plug.drops
+        while sent:
+            count = fuzz.chance.randint(1, 44)
+            data, sent = b''.join(sent[:count]), sent[count:]
+            if start > len(burst.buf) - 65536:          # as trains() has it
+                found += frames_of(burst)
+                del burst.starts[:], burst.ends[:]
+                start = 0
+            burst.view[start:start + len(data)] = data
+            start = plug.bulk.take(burst, start, start + len(data), step + 16, THERE, 1.0)
+            assert start <= len(burst.buf)
+        found += frames_of(burst)
+        assert found == expected or plug.drops > drops and not [
+            each for each in found if each not in expected]
+        passed += found == expected
+    assert passed > 20
+
+
 # ---- super-segments in bulk ---------------------------------------------------------------------
 
 @pytest.mark.parametrize('version', [4, 6])
