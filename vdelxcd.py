@@ -2013,10 +2013,10 @@ class Overlay(Plug):
                     ends += range(start + size, end, size)
                     ends.append(end)
                     continue
-            if bulk and startswith(bulk.header, start):
-                self.ports[fd].end = bulk.take(burst, start, end, size, peer, now)
-                continue
             for at in range(start, end, size or 1):
+                if bulk and startswith(bulk.header, at):
+                    self.ports[fd].end = bulk.take(burst, at, end, size, peer, now)
+                    break
                 stop = min(at + size, end)
                 if self.look(burst.buf, at, stop, peer, now):
                     starts.append(at + headroom)
@@ -2455,15 +2455,19 @@ class Bulk:
         """
         buf, view, place, at, beyond = burst.buf, burst.view, start, start, start
         while at < end:
-            if min(size, end - at) < self.HEADERS or not buf.startswith(self.header, at):
-                self.plug.reject()
-                at += size
+            stop = min(at + size, end)
+            if not buf.startswith(self.header, at) or stop - at < self.HEADERS:
+                if self.plug.look(buf, at, stop, peer, now):    # a frame as long as the datagrams
+                    burst.starts.append(at + self.plug.headroom)
+                    burst.ends.append(stop)
+                    place = stop
+                at = stop
                 continue
             header, body = bytes(buf[at:at + self.HEADER.size]), at + self.HEADERS
-            index, stop = int.from_bytes(buf[body - 2:body], 'big'), min(at + size, end)
+            index = int.from_bytes(buf[body - 2:body], 'big')
             if index >= self.NO:
                 self.hear(index, bytes(view[body:stop]), peer, now)
-                at += size
+                at = stop
                 continue
             if stop < end:                  # 12 us of 45 datagrams; one by one 25 us
                 heads = map(header.__add__, self.INDICES[index:])

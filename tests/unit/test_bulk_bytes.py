@@ -431,6 +431,21 @@ def test_bulks_that_came_in_one_train_do_not_overwrite_each_other(vdelxcd, node,
     assert passed > 20
 
 
+@pytest.mark.parametrize('first', [0, 1, 5, 9])
+def test_frames_and_bulk_may_come_in_one_train(vdelxcd, plug, first):
+    """A frame of 1464 bytes makes a datagram as long as those of bulk."""
+    plug.take_trains()
+    frames = [BOB + ALICE + bytes([number]) * 1452 for number in range(10)]
+    plain = [VXLAN + each for each in frames]
+    more = BOB + ALICE + bytes(11 * 1456 - 10 * 1472 - 20)      # the bulk ends with a full datagram
+    bulk = pieces(b''.join(map(record, frames + [more])), 1, 1456)
+    sent = [*plain[:first], *bulk, *plain[first:]]
+    assert {len(each) for each in sent} == {1472}
+    assert say(plug, b''.join(sent), 1472) == [
+        *frames[:first], *frames, more, *frames[first:]]
+    assert plug.drops == 0
+
+
 # ---- super-segments in bulk ---------------------------------------------------------------------
 
 @pytest.mark.parametrize('version', [4, 6])
