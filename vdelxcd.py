@@ -1503,9 +1503,9 @@ def add_checksum(burst, start, end, offset):
 
 
 def network_offset(buf, start):
-    """Bytes of the Ethernet header, with its tags, of the frame at start."""
+    """Bytes of the Ethernet header, with its tags (two at most), of the frame at start."""
     at = start + 12
-    while buf[at:at + 2] in (TAG, TAG_QINQ):
+    while buf[at:at + 2] in (TAG, TAG_QINQ) and at < start + 12 + 2 * TAG_SIZE:
         at += TAG_SIZE
     return at + 2 - start
 
