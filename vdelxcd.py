@@ -1356,7 +1356,7 @@ class OffloadTap(Tap):
             return False
         if not kind:
             add_checksum(burst, start + head, end, offset)
-        elif is_giant(burst.buf, start, end, size, head):
+        elif kind in (GSO_TCPV4, GSO_TCPV6) and is_giant(burst.buf, start, end, size, head):
             burst.giants[start] = size, head | PARTIAL
         else:
             return False
@@ -1516,7 +1516,7 @@ def is_giant(buf, start, end, size, tcp):
     if not network + 20 <= tcp <= tcp + 20 <= end - start or size < SEGMENT_MIN:
         return False
     is_v4, head = buf[start + network] >> 4 == 4, tcp + (buf[start + tcp + 12] >> 4 << 2)
-    return head < end - start and (
+    return tcp + 20 <= head < end - start <= network + 65535 and (
         buf[start + network + 9] == TCP and tcp == network + ((buf[start + network] & 15) << 2)
         if is_v4 else buf[start + network] >> 4 == 6 and tcp >= network + 40)
 

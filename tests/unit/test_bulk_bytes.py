@@ -534,6 +534,12 @@ def test_what_the_kernel_left_to_the_device_is_done(vdelxcd, fuzz):
                    (1, 3, 42, 500, 34, 6)):
         text = data if header[1] != 3 else data[:23] + b'\x11' + data[24:]
         assert not complete(*header, text=text)[0]
+    # A container can have what is read begin elsewhere (TUNSETVNETHDRSZ), or give us UDP.
+    data, (size, tcp) = giant(6, 500, fuzz.noise(999))
+    for text in data, data[:tcp - PARTIAL + 12] + b'\x40' + data[tcp - PARTIAL + 13:], (
+            data + bytes(65557 - len(data))):
+        assert complete(1, 4, 74, 500, 54, 16, text=text)[0] == (text is data)
+    assert not complete(1, 5, 62, 500, 54, 6)[0]
 
 
 def test_an_interface_is_told_once_that_super_segments_are_wanted(vdelxcd, monkeypatch):
