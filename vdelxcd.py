@@ -5318,7 +5318,9 @@ class QuietRelay:
             relay(tap, plug, control, self.CALM)
             plug.take_no_trains()
             relay(tap, plug, control, self.CALM)
-            if not plug.takes_trains() and len(plug.macs.entries) <= self.MACS / 2:
+            # In that time, too, trains or the TAP's super-segments may have been switched on.
+            if not plug.takes_trains() and tap.slot == SLOT and (
+                    len(plug.macs.entries) <= self.MACS / 2):
                 self.macs, self.spare = dict(plug.macs.entries), os.dup(0)
                 self.relay()
                 self.hand_over(session)

@@ -11,6 +11,7 @@ from test_interop_vxvde import vde_plug                                         
 from test_offload_mtu import csum_errors, join, received, transfer
 from test_quiet import is_quiet
 from peers import RawPort, session_pids
+from test_sessions import silence
 
 MANY = 20 << 20                         # bytes
 
@@ -205,6 +206,23 @@ def test_after_bulk_relays_are_quiet_again_and_bulk_comes_back(pair, tmp_path):
         wait_until(lambda: a.run('ping', '-n', '-q', '-i', '0.002', '-c', 300, '10.0.0.2') and all(
             map(is_quiet, session_pids(daemon))), 30, 'it is quiet again')
     assert csum_errors(a) == csum_errors(b) == 0
+
+
+def test_no_relay_is_quiet_that_has_super_segments_switched_on(pair, tmp_path):
+    """It may have been between two calm times; then no TCP came through any more."""
+    require('ethtool')
+    daemon, a, b = pair
+    silence(a, b)
+    join(a, daemon, '10.0.0.1/24', '--offload', 'vxvde://')
+    pid, = session_pids(daemon)
+    join(b, daemon, '10.0.0.2/24', '--offload', 'vxvde://')
+    for count in 120, 115, 120, 125, 120, 115, 120, 125:    # of 100 it is calm, once
+        transfer(a, b, '10.0.0.2', 1 << 20, tmp_path)
+        a.run('ping', '-n', '-q', '-i', '0.002', '-c', count, '10.0.0.2')
+        features = a.run('ethtool', '-k', 'vde0').stdout
+        if is_quiet(pid):
+            assert 'tcp-segmentation-offload: off' in features
+    transfer(a, b, '10.0.0.2', 1 << 20, tmp_path)
 
 
 def test_a_peer_that_starts_again_is_found_again(pair, tmp_path):
