@@ -4145,6 +4145,7 @@ class Control:
     CONNECTIONS_MAX = 16
     BACKLOG = 128               # who may not ask waits there, too, until we turn him away
     PACKET_MAX = 64 << 10       # bytes of frames; half of what a socket takes by default
+    PIECES_MAX = 1024           # for one sendmsg(): IOV_MAX; two for each frame
     TALLIES = struct.Struct('=6Q')
     COUNT = struct.Struct('=Q')
 
@@ -4273,7 +4274,7 @@ class Control:
         view, packets, size = burst.view, [[]], 0
         for start, end in zip(burst.starts, burst.ends):
             length = end - start
-            if size and size + length > self.PACKET_MAX:
+            if size and size + length > self.PACKET_MAX or len(packets[-1]) >= self.PIECES_MAX:
                 packets.append([])
                 size = 0
             size += length

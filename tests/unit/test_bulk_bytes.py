@@ -552,3 +552,15 @@ def test_an_interface_is_told_once_that_super_segments_are_wanted(vdelxcd, monke
             tap.take_giants(really)
         tap.close()
     assert told == [7, 0, 7]
+
+
+def test_a_capture_keeps_all_of_a_burst_of_many_short_frames(vdelxcd, closing):
+    """More than one sendmsg() takes; a train of acknowledgements can be as many, too."""
+    ours, theirs = map(closing, socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    control = vdelxcd.Control(None)
+    control.captures[0] = [ours, 0]
+    control.conns[0] = ours
+    control.capture(fill(vdelxcd, [bytes(22)] * 2900, 8))
+    assert control.captures[0][1] == 0
+    ours.shutdown(socket.SHUT_WR)
+    assert sum(map(len, iter(lambda: theirs.recv(1 << 17), b''))) == 2900 * (22 + 16)
