@@ -1415,7 +1415,7 @@ class OffloadTap(Tap):
         later = 0                                           # sum of the other sequence numbers
         last, count, total, expected = first + 1, len(starts), size, sequence
         room = MERGED_MAX - head
-        while last < count and total + size <= room:
+        while last < count and total + size <= room and starts[last] not in burst.giants:
             place = starts[last]
             length = ends[last] - place - head
             expected = expected + size & 0xffffffff

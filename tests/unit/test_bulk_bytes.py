@@ -515,6 +515,18 @@ def test_who_takes_no_super_segments_gets_segments_and_soon_there_are_none(vdelx
         '>B3xIHIHIHH', 0x88, 0x12345600, 1, len(data) + 8, 0, len(data), 1000, 34) + data).starts
 
 
+def test_a_super_segment_is_merged_with_nothing(vdelxcd, monkeypatch):
+    """The checksum of one may not be done yet."""
+    written, tap = [], vdelxcd.OffloadTap.__new__(vdelxcd.OffloadTap)
+    monkeypatch.setattr(vdelxcd.os, 'writev', lambda fd, pieces: written.append(b''.join(pieces)))
+    data, about = giant(4, 500, bytes(1000))
+    plain, tap.fd = segment(4, 1000 - 1200, bytes(1200)), -1
+    burst = fill(vdelxcd, [plain, data], 8)
+    burst.giants[burst.starts[1]] = about
+    tap.send(burst)
+    assert [each[10:] for each in written] == [plain, data]
+
+
 def test_what_the_kernel_left_to_the_device_is_done(vdelxcd, fuzz):
     tap = vdelxcd.OffloadTap.__new__(vdelxcd.OffloadTap)
     data, _ = giant(4, 0, fuzz.noise(999))
