@@ -4132,7 +4132,7 @@ class Control:
     Who holds TAP and network answers: the relay, and while there is none its keeper.
 
     tap, plug           what is relayed; plug is None while the network is gone
-    facts               dict of str, what the session knows of itself
+    facts               bytes, what the session knows of itself; see Order.facts()
     inward, outward     [frames, bytes, frames dropped] from the network, and from the interface;
                         of drops only those that the plugs do not count
     conns               descriptor -> socket of who asks
@@ -4150,7 +4150,7 @@ class Control:
     COUNT = struct.Struct('=Q')
 
     def __init__(self, tap, facts=None, listener=None):
-        self.tap, self.plug, self.facts = tap, None, facts
+        self.tap, self.plug, self.facts, self.pid = tap, None, facts, os.getpid()
         self.inward, self.outward = [0, 0, 0], [0, 0, 0]
         self.conns, self.captures = {}, {}
         self.lifeline, self.listener = None, listener
@@ -4194,7 +4194,7 @@ class Control:
         """Somebody wants to ask; let him in if he may."""
         conn = let_in(self.listener)
         if conn and len(self.conns) >= self.CONNECTIONS_MAX:
-            say_packet(conn, b'state=busy\0pid=%d' % self.facts['pid'])
+            say_packet(conn, b'state=busy\0pid=%d' % self.pid)
             conn.close()
         elif conn:
             self.take(conn)
@@ -4243,7 +4243,7 @@ class Control:
 
     def status(self):
         """The answer to 'status', bytes."""
-        return status_text(self.facts, self.tap.fd, 'up' if self.plug else 'waiting',
+        return status_text(self.facts, self.pid, self.tap.fd, b'up' if self.plug else b'waiting',
                            self.tallies())
 
     def tallies(self):
@@ -4302,17 +4302,24 @@ def let_in(listener):
     return None
 
 
-def status_text(facts, tap, state, tallies):
-    """What a session says of itself, bytes; tap is a descriptor."""
+STATUS = (b'%s\0pid=%d\0interface=%s\0state=%s\0in_frames=%d\0in_bytes=%d\0in_drops=%d\0'
+          b'out_frames=%d\0out_bytes=%d\0out_drops=%d')
+
+
+def status_text(facts, pid, tap, state, tallies):
+    """What a session says of itself, bytes; tap is a descriptor, state bytes.
+
+    With few objects, for a quiet relay that is asked: dicts and texts cost it 0.2 MB.
+    """
+    ifreq = bytearray(IFREQ.size)
     try:
-        name = IFREQ.unpack(fcntl.ioctl(tap, TUNGETIFF, bytes(IFREQ.size)))[0]
-        facts['interface'] = printable(os.fsdecode(name.rstrip(b'\0')))
+        fcntl.ioctl(tap, TUNGETIFF, ifreq)
     except OSError:
         pass                                # it is about to end
-    numbers = zip(('in_frames', 'in_bytes', 'in_drops', 'out_frames', 'out_bytes', 'out_drops'),
-                  tallies)
-    return '\0'.join('%s=%s' % pair for pair in dict(facts, state=state,
-                                                     **dict(numbers)).items()).encode()
+    name = IFREQ.unpack(ifreq)[0].rstrip(b'\0')
+    if not name.isalnum():
+        name = printable(os.fsdecode(name)).encode()
+    return STATUS % (facts, pid, name, state, *tallies)
 
 
 def peer_of(conn):
@@ -4537,10 +4544,11 @@ class Order:
         return (OffloadTap if 'offload' in self.keys else Tap)(fd, self.name)
 
     def facts(self, since, place):
-        """What a session knows of itself (see Control); place is the daemon's socket."""
-        return dict(zip(('client', 'uid', 'gid'), self.who.split(', ')[-1].split()[1::2]),
-                    vnl=excerpt(self.vnl.text), container=self.container, since=since,
-                    daemon=printable(place), pid=os.getpid())
+        """What a session knows of itself, as STATUS begins; place is the daemon's socket."""
+        client, uid, gid = self.who.split(', ')[-1].split()[1::2]
+        return ('client=%s\0uid=%s\0gid=%s\0vnl=%s\0container=%s\0since=%d\0daemon=%s' % (
+            client, uid, gid, excerpt(self.vnl.text), self.container, since, printable(place)
+        )).encode()
 
 
 def hear_client(conn, link, rules, deadline, data):
@@ -4644,9 +4652,8 @@ def serve_interface(link, done, place, forker):
         tap.prepare()
         plug = open_plug(vnl, 'vdelxcd ' + who)
         session = Session(tap, plug, vnl, who, max(level.DESCRIPTORS for level in levels))
-        since = int(time.time())
-        session.control = make_control(tap, order.facts(since, place))
-        quiet = forker.take_over(session, data, since)
+        session.control = make_control(tap, order.facts(int(time.time()), place))
+        quiet = forker.take_over(session, data)
         if not quiet:
             forker.close()
             name_process(process_name(order.name))
@@ -4930,11 +4937,12 @@ def process_name(interface):
 
 FORKER = b'vdelxcd-forker'
 # An order for a quiet relay: name of the process, VXLAN header, is it IPv6, index of the interface
-# or 0, bytes of the TAP's offload header, seconds until a MAC is forgotten, time of the hand-over;
-# then the Order. With it come TAP, own socket, group socket, Control's socket, one for the answer.
-QUIET_ORDER = struct.Struct('=15s8sBIBdQ')
+# or 0, bytes of the TAP's offload header, seconds until a MAC is forgotten, size of the facts. Then
+# come facts and Order; with them TAP, own socket, group socket, Control's socket, and one for the
+# answer.
+QUIET_ORDER = struct.Struct('=15s8sBIBdH')
 QUIET_DESCRIPTORS = struct.Struct('5i')
-QUIET_ORDER_MAX = 1024          # bytes; what needs more is relayed as usual
+QUIET_ORDER_MAX = 2048          # bytes; what needs more is relayed as usual
 POOL_SIZE, POOL_HEADER, POOLED_MAX, BYTES_SIZE = 16384, 48, 512, 33     # bytes, of CPython 3.10
 
 
@@ -4952,8 +4960,8 @@ class Forker:
     def __init__(self):
         self.pid = self.wake = self.orders = None
 
-    def start(self, run_child, place):
-        """Start it if that can be; run_child and place are those of Server."""
+    def start(self, run_child):
+        """Start it if that can be; run_child is that of Server."""
         theirs = []
         try:
             self.wake, far_wake = socket.socketpair(AF_UNIX, SOCK_SEQPACKET)
@@ -4962,7 +4970,7 @@ class Forker:
             theirs.append(far_orders)
             for sock in self.wake, self.orders:
                 sock.settimeout(self.PATIENCE)
-            self.pid = run_child(lambda: fork_relays(far_wake, far_orders, place))
+            self.pid = run_child(lambda: fork_relays(far_wake, far_orders))
         except OSError as error:
             log.line(LOG_WARNING, 'fork: no quiet relays: ' + why(error))
             self.close()
@@ -4975,17 +4983,17 @@ class Forker:
             sock.close()
         self.pid = self.wake = self.orders = None
 
-    def take_over(self, session, order, since):
+    def take_over(self, session, order):
         """Have a quiet relay carry a session; its pid, or None when that can't be.
 
         order is the packed Order of the session.
         """
-        tap, plug, listener = session.tap, session.plug, session.control.listener
-        if not self.wake or not listener or session.vnl.scheme not in QUIET_SCHEMES:
+        tap, plug, control = session.tap, session.plug, session.control
+        if not self.wake or not control.listener or session.vnl.scheme not in QUIET_SCHEMES:
             return None
         order = QUIET_ORDER.pack(
             process_name(tap.name), plug.header, plug.kind == AF_INET6, plug.index, tap.PREFIX,
-            plug.macs.expire, since) + order
+            plug.macs.expire, len(control.facts)) + control.facts + order
         if len(order) > QUIET_ORDER_MAX:
             return None
         try:
@@ -4993,7 +5001,7 @@ class Forker:
             with answer:
                 with theirs:
                     fds = array('i', [tap.fd] + [sock.fileno() for sock in (
-                        plug.sender.sock, plug.heard, listener, theirs)])
+                        plug.sender.sock, plug.heard, control.listener, theirs)])
                     self.orders.sendmsg([order], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
                 self.wake.send(b'+')
                 return self.hear(answer)
@@ -5014,7 +5022,7 @@ class Forker:
         return int(word)
 
 
-def fork_relays(wake, orders, place):
+def fork_relays(wake, orders):
     """What the forker does; and in its children, what a quiet relay does.
 
     What it writes to while it waits and forks is no longer shared with its children: next to
@@ -5024,10 +5032,10 @@ def fork_relays(wake, orders, place):
     signal.signal(SIGCHLD, signal.SIG_IGN)  # nobody waits for the children
     name_process(FORKER)
     rights.limit(DESCRIPTORS_MAX, forks=True)
-    rehearse(place)
+    rehearse()
     gc.collect()                            # 40 kB
     getattr(gc, 'freeze', gc.collect)()     # 8 kB, since 3.7
-    gaps, relay = fill_gaps(), QuietRelay(place)    # 70 kB, as long as the gaps are full
+    gaps, relay = fill_gaps(), QuietRelay()     # 70 kB, as long as the gaps are full
     # What a child uses is looked up before: 64 kB; close() of a socket would be 28 of them.
     begin, carry, read, fork, close = relay.begin, relay.carry, os.read, os.fork, os.close
     uid, gid, limit = rights.uid, rights.gid, resource and resource.RLIMIT_NPROC
@@ -5074,12 +5082,13 @@ class QuietRelay:
     templates   sockets for both families, made before the fork; those of a Vxvde take the places of
                 two, which are then
     own, heard
-    tap, control    descriptors; that of Control
+    listener    a template, too: Control's socket takes its place
+    asker       another, for the connection of who asks; asker_tools has what is done with both
+    tap, control    descriptors; that of the listener
     macs        MAC (int) -> (peer, when it was learned)
     tallies     as Control.tallies() has them
     asking      the connection of who asks for more than the status
     is_grown    is there a Session, which relays in turns with us?
-    place       the path of the daemon's socket
     """
 
     FRAMES, WINDOW = 64, 0.004          # seconds: 16,000 frames a second, or a burst, are more
@@ -5088,8 +5097,7 @@ class QuietRelay:
     ASK_TIME = 0.05             # seconds for who connects to say what he wants
     CALM = 200                  # frames in a row that came one by one: twice so many are calm
 
-    def __init__(self, place):
-        self.place = place
+    def __init__(self):
         # From the TAP, from the network; a byte more than the longest frame, to know longer ones.
         self.buffers = [bytearray(self.START + FRAME_MAX + 1) for _ in range(2)]
         self.views = [memoryview(each) for each in self.buffers]
@@ -5097,12 +5105,19 @@ class QuietRelay:
         self.tools = poller.poll, poller.register, time.monotonic, int.from_bytes   # 20 kB
         self.templates = [[socket.socket(kind, SOCK_DGRAM) for _ in range(2)]
                           for kind in (AF_INET, AF_INET6)]
-        for sock in self.templates[0] + self.templates[1]:
+        self.listener, self.asker = listener, asker = [
+            socket.socket(AF_UNIX, SOCK_SEQPACKET) for _ in range(2)]
+        asker.settimeout(self.ASK_TIME)
+        self.asker_tools = (
+            listener._accept, asker.fileno(), asker.getsockopt,
+            (socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size),
+            bytes(4), rights.owner.to_bytes(4, sys.byteorder), asker.recv, asker.send)
+        for sock in self.templates[0] + self.templates[1] + [listener, asker]:
             os.dup2(0, sock.fileno(), False)            # no socket that all would share
         self.spare = os.dup(0)  # the place of relay()'s epoll
         self.macs, self.tallies, self.is_grown = {}, [0] * 6, False
-        self.tap = self.own = self.heard = self.control = self.order = self.head = None
-        self.facts = self.listener = self.asking = None
+        self.control = listener.fileno()
+        self.tap = self.own = self.heard = self.order = self.head = self.asking = None
         self.failed = 0         # errno of the frame to the group that could not be sent
 
     def take_order(self, orders):
@@ -5119,7 +5134,7 @@ class QuietRelay:
         """
         try:
             while True:
-                fds = tap, own, heard, self.control, answer = self.take_order(orders)
+                fds = tap, own, heard, control, answer = self.take_order(orders)
                 try:
                     os.write(answer, b'+')
                     break
@@ -5131,8 +5146,10 @@ class QuietRelay:
             self.own, self.heard = self.templates[is_ipv6]
             os.dup2(own, self.own.fileno(), False)
             os.dup2(heard, self.heard.fileno(), False)
+            os.dup2(control, self.control, False)
             os.close(own)
             os.close(heard)
+            os.close(control)
             name_process(name)
             if uid is not None:
                 os.setgroups(groups)
@@ -5237,38 +5254,35 @@ class QuietRelay:
                         return
 
     def answer(self):
-        """Answer who wants to know the status; False when somebody else should."""
+        """Answer who wants to know the status; False when somebody else should.
+
+        As let_in() and Control do, but in one piece, with tools at hand: 64 kB, not 250.
+        """
         if self.is_grown:
             return False
-        self.listen()
-        conn = let_in(self.listener)
-        if not conn:
-            return True
-        conn.settimeout(self.ASK_TIME)
+        accept, fd, getsockopt, peer, root, owner, recv, send = self.asker_tools
         try:
-            request = conn.recv(100, MSG_PEEK)
+            conn = accept()[0]
+            os.dup2(conn, fd, False)
+            os.close(conn)
+            if getsockopt(*peer)[4:8] in (root, owner):         # the uid of struct ucred
+                request = recv(7, MSG_PEEK | MSG_DONTWAIT)      # a byte more than 'status'
+                if request == b'status':
+                    send(status_text(self.facts(), os.getpid(), self.tap, b'up', self.tallies),
+                         MSG_DONTWAIT | MSG_NOSIGNAL)
+                elif request:
+                    self.asking = self.asker
         except socket.timeout:
-            request = None
+            self.asking = self.asker
         except OSError:
-            request = b''
-        if request in (b'', b'status'):
-            if request:
-                say_packet(conn, self.status())
-            conn.close()
-            return True
-        self.asking = conn
-        return False
+            pass
+        if not self.asking:
+            os.dup2(0, fd, False)
+        return not self.asking
 
-    def listen(self):
-        """Have the listener, which is made when it is needed."""
-        self.listener = self.listener or socket.socket(AF_UNIX, SOCK_SEQPACKET, 0, self.control)
-
-    def status(self):
-        """The answer to 'status', bytes."""
-        if not self.facts:
-            order = Order.unpack(self.order[QUIET_ORDER.size:])
-            self.facts = order.facts(self.head[-1], self.place)
-        return status_text(self.facts, self.tap, 'up', self.tallies)
+    def facts(self):
+        """The facts that came with the order; see Control."""
+        return self.order[QUIET_ORDER.size:QUIET_ORDER.size + self.head[-1]]
 
     def carry(self):
         """Relay until the interface ends."""
@@ -5284,12 +5298,11 @@ class QuietRelay:
     def grow(self):
         """A Session that goes on where we stop."""
         self.is_grown = True
-        order = Order.unpack(self.order[QUIET_ORDER.size:])
+        order = Order.unpack(self.order[QUIET_ORDER.size + self.head[-1]:])
         tap = order.open_tap(self.tap)
         plug = Vxvde(order.vnl, self.head[3], (self.own, self.heard))
         session = Session(tap, plug, order.vnl, order.who, DESCRIPTORS_MAX)
-        self.listen()
-        session.control = Control(tap, order.facts(self.head[-1], self.place), self.listener)
+        session.control = Control(tap, self.facts(), self.listener)
         self.hand_over(session)
         session.quiet = self
         return session
@@ -5327,7 +5340,7 @@ class QuietRelay:
                 self.hand_over(session)
 
 
-def rehearse(place):
+def rehearse():
     """Have quiet relays do, among sockets that lead nowhere, all that others will do.
 
     As often as it takes until the interpreter has adapted the code (CPython 3.11: at the eighth
@@ -5338,23 +5351,33 @@ def rehearse(place):
         for kind in SOCK_SEQPACKET, SOCK_SEQPACKET, SOCK_DGRAM:
             pairs += socket.socketpair(AF_UNIX, kind)
         sender, orders, answer, _, tap, far_tap = pairs
+        pairs.append(socket.socket(AF_UNIX, SOCK_SEQPACKET))
+        listener = pairs[-1]
+        listener.bind(b'')                  # the kernel finds a name; it is not one of a session
+        listener.listen(Control.BACKLOG)
+        listener.setblocking(False)
         own, heard, peer = [open_udp(IPv4, '127.0.0.1', 0, 0, SMALL_BUFFER) for _ in range(3)]
         pairs += own, heard, peer
         tap.setblocking(False)
-        fds = array('i', [each.fileno() for each in (tap, own, heard, sender, answer)])
+        fds = array('i', [each.fileno() for each in (tap, own, heard, listener, answer)])
         frames = [bytes([target] * 6 + [source] * 46) for target in (2, 4) for source in (4, 6)]
         for _ in range(16):
-            relay = QuietRelay(place)
+            relay = QuietRelay()
             sender.sendmsg([QUIET_ORDER.pack(FORKER, bytes(8), False, 0, 0, 1e9, 0)],
                            [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
             for frame in frames:
                 peer.sendto(bytes(8) + frame, heard.getsockname())
                 far_tap.send(frame)
+            asker = socket.socket(AF_UNIX, SOCK_SEQPACKET)
+            asker.setblocking(False)
+            asker.connect(listener.getsockname())
+            asker.send(b'status')
             if not relay.begin(orders, None if rights.uid is None else 0, 0, os.getgroups(),
                                resource and resource.RLIMIT_CORE):
                 break
             relay.relay(10)
-            for fd in relay.tap, relay.control, relay.spare:
+            asker.close()
+            for fd in relay.tap, relay.spare:
                 os.close(fd)
             for _ in frames:
                 far_tap.recv(100, MSG_DONTWAIT)
@@ -6052,7 +6075,7 @@ class Server:
         except OSError:
             word = b''
         if word.endswith(QUIET_WORD) and not self.forker.pid:
-            self.forker.start(self.run_child, self.place)       # it leaves all hand-overs to us
+            self.forker.start(self.run_child)   # it leaves all hand-overs to us
         self.poller.unregister(fd)
         del self.hand_overs[fd]
         client = self.hearing.pop(fd, None) or self.granted.pop(fd)

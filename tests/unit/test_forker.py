@@ -20,7 +20,7 @@ def fork():
     raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 os.fork = fork
 vdelxcd.fork_relays(*[socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, int(fd))
-                      for fd in sys.argv[2:4]], place='/nowhere')
+                      for fd in sys.argv[2:4]])
 """
 
 
@@ -58,9 +58,9 @@ def test_without_a_forker_nothing_is_handed_over(vdelxcd, capsys):
     session = Any()
     session.control = session.vnl = session
     forker = vdelxcd.Forker()
-    assert forker.take_over(session, b'', 0) is None
+    assert forker.take_over(session, b'') is None
     def no_child(_):
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-    forker.start(no_child, '/nowhere')
+    forker.start(no_child)
     assert (forker.pid, forker.wake, forker.orders) == (None, None, None)
     assert capsys.readouterr().err == 'fork: no quiet relays: %s\n' % os.strerror(errno.EAGAIN)
