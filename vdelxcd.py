@@ -1209,7 +1209,10 @@ EMPTY = Burst(0)
 # one gets what the longest trains need.
 SLOT = FRAME_MAX + 1                        # one byte more: shows that a frame is too long
 SMALL_BUFFER = 2 * SLOT
-LARGE_BUFFER = (65536 + SLOT, 3 * 65536 + SLOT)    # of frames from a TAP; of trains from a socket
+LARGE_BUFFER = (65536 + SLOT, 3 * 65536 + SLOT)     # of a TAP's frames; of a socket's trains
+# No train begins behind these bytes: with a third one in a burst TCP on one host lost 12 %. What is
+# behind two is for a bulk that began before.
+TRAINS_ROOM = 65536
 # Datagrams in a burst that are worth taking in trains from then on, however short: of a TCP
 # transfer's acknowledgements, 16 then come with one recvmsg().
 BUSY = 8
@@ -1707,7 +1710,7 @@ class UdpPort:
         self.end.
         """
         recvmsg_into = self.sock.recvmsg_into
-        room = len(view) - (SLOT + self.header if len(view) <= SMALL_BUFFER else 65536)
+        room = SMALL_BUFFER - SLOT - self.header if len(view) <= SMALL_BUFFER else TRAINS_ROOM
         start = 0
         for _ in range(plug.turns):
             if start > room:
@@ -2301,6 +2304,14 @@ class Bulk:
         buf, starts, ends, giants = burst.buf, burst.starts, burst.ends, burst.giants
         startswith, macs, now = buf.startswith, self.plug.macs, time.monotonic()
         takes_giants, first, count = self.takes_giants(), 0, len(starts)
+        if not takes_giants and not giants:
+            # The usual burst, as its first frame goes; TCP lost 3 % when all were looked through.
+            peer = macs.find(int.from_bytes(buf[starts[0]:starts[0] + 6], 'big'), now)
+            fellow = self.fellows.get(peer)
+            if fellow and self.plug.headroom + (FRAME_MAX if fellow.size > FRAME_MAX else max(
+                    map(int.__sub__, ends, starts))) <= fellow.size:
+                yield burst
+                return
         while first < count:
             target, last = buf[starts[first]:starts[first] + 6], first + 1
             while last < count and startswith(target, starts[last]):
