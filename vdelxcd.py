@@ -2190,7 +2190,7 @@ class Vxvde(Overlay):
 
     def send(self, burst):
         send = super().send
-        if len(burst.starts) == 1 and not burst.giants:
+        if len(burst.starts) < 2 and not burst.giants:
             send(burst)
         else:
             for part in self.bulk.send(burst):

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.slow
 GROUP, PORT = '239.0.0.1', 14789
 NEAR, FAR, ENEMY = '192.0.2.1', '192.0.2.2', '192.0.2.66'
 HEADER = bytes.fromhex('0800000000000100')          # the VNI is 1
+BULK = struct.Struct('>B3xIHIH')                    # as HEADER; number, length, index
 ROOM = 2500                             # datagrams that wait in a session's socket at most
 
 SUSPECT = """
@@ -162,8 +163,22 @@ def new_scene(lan, new_daemon, new_bystanders):
 
 # ---- nonsense -----------------------------------------------------------------------------------
 
+def bulk_datagrams():
+    """Bulk, whole and in pieces, super-segments in it too, and words about it."""
+    found = [BULK.pack(0x88, 0x100, 0, 0, word) + bytes(size)
+             for word in (0xffff, 0xfffe, 0xfffd) for size in (8, 9)]
+    records = [struct.pack('>IHH', 100, *about) + frame(100, 77, seed=seed)
+               for seed, about in enumerate([(0, 0), (0, 0), (40, 34), (40, 0x8022)])]
+    for text in b''.join(records[:2]), b''.join(records), records[2] * 3:
+        for size in 50, 150, 1000:
+            found += [BULK.pack(0x88, 0x100, len(text), len(text), index) + text[at:at + size]
+                      for index, at in enumerate(range(0, len(text), size))]
+    return found
+
+
 def odd_datagrams(fuzz, count):
     """That many datagrams, each with some fault (and some without)."""
+    bulk = bulk_datagrams()
     seeds = [HEADER + frame(length, 77, target, seed=length)
              for length in (14, 60, 64, 100, 1000) for target in (EVERYONE, 5)]
     for length in range(101):
@@ -180,6 +195,9 @@ def odd_datagrams(fuzz, count):
             yield bytes(head) + seeds[1][8:]
         elif kind == 2:
             yield HEADER + fuzz.noise(chance.randrange(120))
+        elif kind == 3:                     # in order, most of them
+            data = bulk[index // 8 % len(bulk)]
+            yield fuzz.spoil(data) if chance.random() < 0.3 else data
         else:
             yield fuzz.spoil(chance.choice(seeds))
 

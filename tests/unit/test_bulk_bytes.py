@@ -179,6 +179,12 @@ def test_frames_that_fit_the_path_are_sent_as_ever_and_nobody_is_asked(vdelxcd, 
     assert send(plug, fill(vdelxcd, frames, 8)) == [(THERE, VXLAN + each) for each in frames]
 
 
+def test_no_frames_are_no_matter(vdelxcd, node):
+    """As they come from vlan://, which dropped them."""
+    plug = node()
+    assert send(plug, fill(vdelxcd, [], 8)) == []
+
+
 def test_bulk_needs_a_yes_with_the_number_of_the_question(vdelxcd, node):
     plug, other = node(), node()
     fellow = plug.bulk.meet(THERE)
