@@ -13,7 +13,9 @@ from test_quiet import is_quiet
 from peers import RawPort, session_pids
 from test_sessions import silence
 
-MANY = 20 << 20                         # bytes
+MANY = 10 << 20                         # bytes
+both_families = pytest.mark.parametrize('vnl', [
+    pytest.param('vxvde://', marks=pytest.mark.core), 'vxvde:///v6'])
 
 
 def fragments(host):
@@ -33,8 +35,7 @@ def hosts(host, new_host, new_daemon, new_container):
                                                                    new_container('b'))
 
 
-@pytest.mark.core
-@pytest.mark.parametrize('vnl', ['vxvde://', 'vxvde:///v6'])
+@both_families
 def test_frames_that_do_not_fit_the_path_need_no_fragments(hosts, closing, tmp_path, vnl):
     (host, _), daemons, (a, b) = hosts
     for number, (container, daemon) in enumerate(zip((a, b), daemons), 1):
@@ -51,8 +52,7 @@ def test_frames_that_do_not_fit_the_path_need_no_fragments(hosts, closing, tmp_p
     assert 0x88 in flags
 
 
-@pytest.mark.core
-@pytest.mark.parametrize('vnl', ['vxvde://', 'vxvde:///v6'])
+@both_families
 def test_super_segments_of_two_hosts_go_whole(hosts, tmp_path, vnl):
     _, daemons, (a, b) = hosts
     for number, (container, daemon) in enumerate(zip((a, b), daemons), 1):
