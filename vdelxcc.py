@@ -25,7 +25,6 @@ import os
 import struct
 import sys
 import time
-import _signal as signal                    # the library's own signal brings enum along
 
 
 # The library's socket imports three modules for functions that are not used here, and that takes
@@ -777,6 +776,7 @@ def run(options):
             flags, keys['offload'] = flags | IFF_VNET_HDR, '1'
         elif 'offload' in options:
             tell('this daemon has no offload; going on without')
+    import signal                           # it brings enum along, which takes 4 ms
     # From now on there is something to remove: who ends us does so as an interrupt would.
     for number in signal.SIGTERM, signal.SIGHUP:
         if signal.getsignal(number) == signal.SIG_DFL:
