@@ -153,6 +153,37 @@ def test_a_peer_is_learned_and_forgotten_when_it_leaves(two, wire):
     here.close()
 
 
+def test_a_conversation_ends_when_the_peer_moves_or_is_silent_too_long(pair, host, wire, closing):
+    daemon, a, b = pair
+    silence(a, b)
+    join(a, daemon, 'vxvde:///expiretime=2', '10.0.0.1/24')
+    here, other = RawPort(a, 'vde0'), closing(host.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    other.bind(('', 0))
+    for sock in wire, other:
+        sock.settimeout(5)
+    for sock in wire, other, wire:
+        for _ in range(3):                      # the second and third are known by the first
+            sock.sendto(HEADER + frame(60, 7, 1), GROUP)
+            assert here.frames(1) == [frame(60, 7, 1)]
+            here.send(frame(60, 1, 7))
+            assert sock.recv(100) == HEADER + frame(60, 1, 7)
+        # What is too short begins in the buffer as the frame before it.
+        before = only(listed(daemon))
+        for length in 0, 7, 9, 21:
+            sock.sendto((HEADER + frame(60, 7, 1))[:length], GROUP)
+        wait_until(lambda: only(listed(daemon))['in_drops'] == before['in_drops'] + 4)
+        assert only(listed(daemon))['in_frames'] == before['in_frames']
+    here.send(frame(60, 1, 7))
+    assert wire.recv(100)
+    time.sleep(2.5)
+    here.send(frame(60, 1, 7))                  # to the group again
+    wire.settimeout(0.5)
+    with pytest.raises(socket.timeout):
+        wire.recv(100)
+    assert all(map(is_quiet, session_pids(daemon)))
+    here.close()
+
+
 def test_what_is_no_frame_is_dropped_and_counted(two, wire):
     daemon, a, b = two
     before = only(listed(daemon), container=b.inode())
