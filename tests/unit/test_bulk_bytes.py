@@ -538,7 +538,7 @@ def test_what_the_kernel_left_to_the_device_is_done(vdelxcd, fuzz):
     data, _ = giant(4, 0, fuzz.noise(999))
 
     def complete(*header, text=data):
-        tap.prefix = bytearray(struct.pack('=BBHHHH', *header)),
+        tap.prefix = bytearray(struct.pack('=BBHHHH', *header))
         burst = fill(vdelxcd, [text, bytes(20)], 8)
         return tap.complete(burst, 8, burst.ends[0]), burst
     done, burst = complete(1, 0, 0, 0, 34, 16)
