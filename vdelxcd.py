@@ -6608,8 +6608,10 @@ def parse_arguments(arguments, inherited=False):
     for name, other in ('json', 'list'), ('write', 'capture'):
         if name in options and other not in options:
             raise Usage('--%s: only with --%s' % (name, other))
-    if ASKING & set(options):
-        others = rest + ['--' + name for name in options if name not in ('json', 'write')][1:]
+    asked = [name for name in options if name in ASKING]
+    if asked:
+        others = rest + ['--' + name for name in options
+                         if name not in (asked[0], 'json', 'write')]
         if others:
             raise Usage('%s: one of --list, --close and --capture, and nothing else' % others[0])
         return options

@@ -180,7 +180,8 @@ def test_paths_of_the_daemon_are_fixed_before_it_detaches(vdelxcd):
     (['--completion', 'zsh'], 'zsh'), (['--completion', ''], 'bash'), (['--completion'], 'value'),
     (['--list', '--close', '7'], '--list'), (['--list', 'x'], 'x'), (['/s', '--json'], '--list'),
     (['--check-config', '--close', '7'], '--close'), (['--close', '7', '--test', ''], '--test'),
-    (['-p', 'x', '--list'], '--list'), (['--capture', '7', '-w', 'x', '-d'], '--daemon'),
+    (['-p', 'x', '--list'], '--pidfile:'), (['-v', '--list'], '--verbose:'),
+    (['--capture', '7', '-w', 'x', '-d'], '--daemon'),
     (['--test'], '--test'), (['--check-config=x'], 'check-config'),
     (['--check-config', '-f', ''], 'empty'), (['--test', '', '-m', '8'], '8'),
 ])
