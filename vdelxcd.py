@@ -2774,7 +2774,7 @@ class LocalSocket(Packets):
     WAIT = 0.005                # seconds that a full receiver is waited for, a burst
 
     def __init__(self, sock):
-        self.sock, self.put = sock, sock.send
+        self.sock, self.put = sock, os.write    # sock.send() takes 4 % more CPU time
         self.stalled = False    # the receiver did not read within WAIT; it is not waited for again
         set_buffer(sock, SO_SNDBUFFORCE, socket.SO_SNDBUF, SEND_BUFFER)
         sock.setblocking(False)             # a timeout would have Python wait for each frame
@@ -2785,11 +2785,11 @@ class LocalSocket(Packets):
 
         The receiver reads while we wait; frames come from the TAP's own queue meanwhile.
         """
-        put, view, until = self.put, burst.view, None
+        put, fd, view, until = self.put, self.fd, burst.view, None
         for start, end in zip(burst.starts, burst.ends):
             while True:
                 try:
-                    put(view[start:end])
+                    put(fd, view[start:end])
                     self.stalled = False
                 except BlockingIOError as error:
                     now = time.monotonic()
@@ -3133,17 +3133,17 @@ class Ptp(PathPlug, LocalSocket):
         finally:
             os.umask(umask)
 
-    def put_datagram(self, frame):
+    def put_datagram(self, fd, frame):
         """Send a frame to the other end. Raises OSError, or PlugGone once it was there."""
         try:
-            self.sock.send(frame)
+            os.write(fd, frame)
         except OSError as error:
             if error.errno not in (errno.ENOTCONN, errno.ECONNREFUSED):
                 raise
             if self.heard:
                 raise PlugGone(error.errno, 'the other end is gone')
             self.sock.connect(self.peer)
-            self.sock.send(frame)
+            os.write(fd, frame)
         self.heard = True
 
     def connect_packets(self, path):
