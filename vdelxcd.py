@@ -2055,10 +2055,20 @@ class Overlay(Plug):
         return self.burst is not None and len(self.burst.buf) > SMALL_BUFFER
 
     def take_no_trains(self):
-        """Take no trains until there is a burst again. One may still be waiting to be received."""
+        """Take no trains until there is a burst again; False while something waits to be received.
+
+        It may be a train, and from then on the kernel would not tell of how many frames.
+        """
+        for port in self.ports.values():
+            try:
+                port.sock.recv(1, MSG_PEEK | MSG_DONTWAIT)
+                return False
+            except OSError:
+                pass
         self.burst = None
         for port in self.ports.values():
             port.take_trains(False)
+        return True
 
     def learn_anew(self, macs):
         """Know these MACs, {int: (peer, when)}, and no others."""
@@ -2209,8 +2219,10 @@ class Vxvde(Overlay):
                 send(part)
 
     def take_no_trains(self):
-        self.bulk.end()
-        super().take_no_trains()
+        done = super().take_no_trains()
+        if done:
+            self.bulk.end()
+        return done
 
     def is_echo(self, peer, now):
         return peer[1] == self.own_port and self.is_ours(peer, now)
@@ -4108,10 +4120,10 @@ def relay(tap, plug, control=None, calm=float('inf')):
                 routes = {fd: (source, source.recv, sink.send, tally)
                           for source, sink, tally in ways for fd in source.fds()}
                 watched = watch(poller, watched, {**tap.fds(), **plug.fds(), **control.fds()})
-            ready = poll()
-            lone += 1
             if lone > calm and not control.conns:
                 return
+            ready = poll()
+            lone += 1
             if turn and len(ready) > 1:     # who was left out has a turn, too
                 turn %= len(ready)
                 ready = ready[turn:] + ready[:turn]
@@ -5126,7 +5138,7 @@ class QuietRelay:
     MACS = 256                  # of peers; more is not quiet
     START = 16                  # bytes before a frame: room for a VXLAN or an offload header
     ASK_TIME = 0.05             # seconds for who connects to say what he wants
-    CALM = 32                   # frames in a row that came one by one: twice so many are calm
+    CALM = 100                  # frames in a row that came one by one: twice so many are calm
 
     def __init__(self):
         # From the TAP, from the network; a byte more than the longest frame, to know longer ones.
@@ -5388,7 +5400,8 @@ class QuietRelay:
         tap, plug, control = session.tap, session.plug, session.control
         while True:
             relay(tap, plug, control, self.CALM)
-            plug.take_no_trains()
+            if not plug.take_no_trains():
+                continue
             relay(tap, plug, control, self.CALM)
             # In that time, too, trains or the TAP's super-segments may have been switched on.
             if not plug.takes_trains() and tap.slot == SLOT and (

@@ -162,6 +162,23 @@ def test_trains_are_taken_apart_into_the_datagrams_that_went_into_them(vdelxcd, 
     assert passed > 1000 or len(fuzz.rounds(300)) < 300
 
 
+def test_trains_are_not_switched_off_while_one_waits(vdelxcd, fuzz, overlay):
+    over = overlay('vxvde')
+    try:
+        over.peer.getsockopt(SOL_UDP, UDP_SEGMENT)
+    except OSError:
+        pytest.skip('this kernel has no UDP_SEGMENT: it needs Linux 4.18')
+    over.plug.take_trains()
+    same = HEADER + fuzz.noise(12)
+    pieces = [same + fuzz.noise(1400) for _ in range(40)]
+    over.peer.sendmsg([b''.join(pieces)], [(SOL_UDP, UDP_SEGMENT, struct.pack('H', 1420))], 0,
+                      over.own.getsockname())
+    assert not over.plug.take_no_trains() and over.plug.takes_trains()
+    assert drain(over.plug, over.own.fileno(), 64) == [data[8:] for data in pieces]
+    assert over.plug.take_no_trains() and not over.plug.takes_trains()
+    assert over.plug.drops == 0
+
+
 def test_every_frame_is_sent_once_in_order_to_whom_it_is_for(vdelxcd, fuzz, overlay):
     chance, over = fuzz.chance, overlay('vxvde')
     known = [b'\x02\0\0\0\0' + bytes([number]) for number in range(3)]
