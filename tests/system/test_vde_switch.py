@@ -144,7 +144,8 @@ def test_a_switch_of_another_user(host, new_container, closing, place, new_switc
 class PlayedSwitch:
     """A control socket that takes one request and tells what it saw."""
 
-    def __init__(self, path, name='ctl', backlog=5, delay=0):
+    def __init__(self, path, name='ctl', backlog=5, delay=0, data='data',
+                 mutual=False):
         os.makedirs(path, exist_ok=True)
         self.path = path
         self.listener = socket.socket(socket.AF_UNIX)
@@ -153,7 +154,9 @@ class PlayedSwitch:
         self.delay = delay
         self.listener.settimeout(10)
         self.data = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.data.bind(os.path.join(path, 'data'))
+        self.mutual = mutual                # is the data socket connected to who joined, too?
+        self.data_path = os.path.join(path, data)
+        self.data.bind(self.data_path)
         self.seen = []
         self.answers = True
         threading.Thread(target=self.serve, daemon=True).start()
@@ -169,7 +172,9 @@ class PlayedSwitch:
                 name = request[14:122].partition(b'\0')[0]
                 self.seen.append((request, os.fsdecode(name), os.stat(name), conn))
                 if self.answers is True:
-                    conn.send(peers.SOCKADDR_UN.pack(1, os.fsencode(self.path + '/data')))
+                    if self.mutual:
+                        self.data.connect(name)
+                    conn.send(peers.SOCKADDR_UN.pack(1, os.fsencode(self.data_path)))
                 elif self.answers is False:
                     conn.close()
                 else:
@@ -242,6 +247,26 @@ def test_frames_are_datagrams_both_ways(host, new_container, new_daemon, played,
     assert os.path.exists(played.path + '/data')
     session_name = played.seen[0][1]
     assert not os.path.exists(session_name)
+
+
+@pytest.mark.parametrize('name, least, most', [('data', 20, 60), ('fd3', 300, 400)])
+def test_what_waits_for_a_switch_is_less_than_it_has_room_for(
+        host, new_container, new_daemon, closing, tmp_path, name, least, most):
+    """A vde_switch drops what does not fit on the way to a port (93 frames); a node has room."""
+    daemon, c = new_daemon(host), new_container('c')
+    played = closing(PlayedSwitch(str(tmp_path / 'played'), data=name, mutual=True))
+    join(c, daemon, 'vde://' + played.path)
+    port = closing(peers.RawPort(c, 'vde0'))
+    port.send(*[frame(1514, seed=seed) for seed in range(300)])
+    time.sleep(1)
+    played.data.setblocking(False)
+    waiting = 0
+    try:
+        while True:
+            waiting += peers.is_test_frame(played.data.recv(20000))
+    except BlockingIOError:
+        pass
+    assert least <= waiting <= most
 
 
 def test_a_switch_that_answers_badly_is_refused(host, new_container, new_daemon, played):
