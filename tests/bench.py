@@ -8,6 +8,7 @@ left out. Traffic stays in namespaces that are made here. Needs root, iperf3 and
 """
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -33,6 +34,9 @@ CASES = {
     'ping-p99': ('ping p99, one host', 'us', False, None, None),
     'vde-tcp': ('TCP through vde_switch, MTU 1500', 'Mbit/s', True, 1.0, 1.25),
 }
+# Of these every run has processes of its own: which of them share a CPU lasts as long as they do,
+# and decides more than who relays.
+ANEW = {'vde-tcp'}
 OURS, OFFLOAD = 'vdelxcd', 'vdelxcd --offload'
 THEIRS, THEIRS_4M = 'vde_plug', 'vde_plug rcvbuf=4M'
 
@@ -172,7 +176,10 @@ def memory(count, directory, scheme):
 # ---- the run ------------------------------------------------------------------------------------
 
 def scenes_for(cases, directory, closing):
-    """case -> list of scenes, one per contender; what must be closed is appended to closing."""
+    """case -> contender -> a function that gives the scene; what must be closed goes to closing.
+
+    The scene of a case of ANEW is a new one each time, to be closed by who asked for it.
+    """
     def keep(thing):
         closing.append(thing)
         return thing
@@ -194,21 +201,36 @@ def scenes_for(cases, directory, closing):
         if case.startswith('tcp'):
             contenders.insert(1, OFFLOAD)
         if case.startswith('vde'):
-            kind, vnl, hosts, mtu = 'vde', 'vde://%s/switch%%d' % directory, one, 1500
-            contenders = [OURS, THEIRS]
+            hosts, mtu, contenders = one, 1500, [OURS, THEIRS]
         elif case in ('tcp-1500-one', 'ping-p50', 'ping-p99'):
             kind, vnl, hosts, mtu = 'one', 'vxvde:///vni=%d', one, 1500
         elif case == 'tcp-1500':
             kind, vnl, hosts, mtu = 'two1500', 'vxvde:///vni=%d', two, 1500
         else:
             kind, vnl, hosts, mtu = 'two1450', 'vxvde:///vni=%d', two, 1450
-        table[case] = []
+        table[case] = {}
         for contender in contenders:
             network = 2 + len(found)        # a network of its own for each scene
-            if kind == 'vde':
-                keep(Switch(one[0], vnl[len('vde://'):] % network))
-            table[case].append(scene(contender, kind, vnl % network, hosts, mtu))
+            if case in ANEW:
+                make = functools.partial(SwitchScene, contender, hosts, mtu, directory)
+            else:
+                make = functools.partial(lambda kept: kept,
+                                         scene(contender, kind, vnl % network, hosts, mtu))
+            table[case][contender] = make
     return table
+
+
+class SwitchScene(Scene):
+    """A scene with a vde_switch of its own."""
+
+    def __init__(self, contender, hosts, mtu, directory):
+        path = tempfile.mkdtemp(dir=directory) + '/switch'
+        self.switch = Switch(hosts[0], path)
+        super().__init__(contender, 'vde://' + path, hosts, mtu, directory)
+
+    def close(self):
+        super().close()
+        self.switch.close()
 
 
 class Switch:
@@ -222,6 +244,7 @@ class Switch:
 
     def close(self):
         self.child.kill()
+        self.child.wait()
 
 
 def run(cases, repeats, seconds, directory):
@@ -232,15 +255,19 @@ def run(cases, repeats, seconds, directory):
         total, done = repeats * sum(map(len, table.values())), 0
         for _ in range(repeats):
             for case, scenes in table.items():
-                for scene in scenes:
+                for contender, make in scenes.items():
                     entry = results.setdefault(case, {}).setdefault(
-                        scene.contender, {'values': [], 'failed': 0})
+                        contender, {'values': [], 'failed': 0})
                     done += 1
-                    progress('%d of %d: %s, %s' % (done, total, CASES[case][0], scene.contender))
+                    progress('%d of %d: %s, %s' % (done, total, CASES[case][0], contender))
+                    scene = make()
                     try:
                         entry['values'].append(measure(case, scene, seconds))
                     except (Failed, subprocess.TimeoutExpired):
                         entry['failed'] += 1
+                    finally:
+                        if case in ANEW:
+                            scene.close()
     finally:
         for thing in reversed(closing):
             thing.close()
