@@ -155,11 +155,16 @@ def comm(pid):
 
 def descriptors(pid):
     """What a process has open: number -> text; nothing when it has ended."""
-    directory = '/proc/%d/fd' % pid
+    directory, found = '/proc/%d/fd' % pid, {}
     try:
-        return {int(fd): os.readlink(os.path.join(directory, fd)) for fd in os.listdir(directory)}
+        for fd in os.listdir(directory):
+            try:
+                found[int(fd)] = os.readlink(os.path.join(directory, fd))
+            except OSError:                 # it was closed since
+                pass
     except OSError:
-        return {}
+        pass
+    return found
 
 
 # ---- sd_notify ----------------------------------------------------------------------------------
