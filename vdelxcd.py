@@ -2803,11 +2803,12 @@ class LocalSocket(Packets):
     """A connected UNIX socket that keeps packets whole."""
 
     WAIT = 0.005                # seconds that a full receiver is waited for, a burst
+    buffer = SEND_BUFFER        # bytes asked of the kernel for what it sends
 
     def __init__(self, sock):
         self.sock, self.put = sock, os.write    # Ptp puts otherwise
         self.stalled = False    # the receiver did not read within WAIT; it is not waited for again
-        set_buffer(sock, SO_SNDBUFFORCE, socket.SO_SNDBUF, SEND_BUFFER)
+        set_buffer(sock, SO_SNDBUFFORCE, socket.SO_SNDBUF, self.buffer)
         sock.setblocking(False)             # a timeout would have Python wait for each frame
         super().__init__(sock.fileno())
 
@@ -2928,8 +2929,8 @@ class Vde(PathPlug, LocalSocket):
     IDENTITY = ('port', 'portgroup')
     KEPT = True
     ANSWER_TIME = 3.0           # seconds that a switch has to let us in and to answer
-    WAIT = 0.02                 # a switch never waits for us; it may for a processor
-    SWITCH_BUFFER = 45000       # bytes asked of the kernel, which doubles them: 40 frames of 1514
+    WAIT = 0.02                 # a switch never waits for us; it may for a processor: 8 % of TCP
+    SWITCH_BUFFER = 45000       # bytes; the kernel doubles them: 40 frames of 1514
 
     @staticmethod
     def bare_option(text):
@@ -2990,12 +2991,12 @@ class Vde(PathPlug, LocalSocket):
             if name:
                 remove_name(name)
         self.control.setblocking(False)
-        super().__init__(data)
         # A vde_switch has room for 93 frames on the way to a port, whatever we queue for it, and
         # drops the rest: 4 % of a TCP stream, not 14, and 12 % more arrive. The node of a hub:// or
         # switch:// has room for all; waiting for it costs a tenth.
         if not os.path.basename(answer).startswith(b'fd'):
-            set_buffer(data, SO_SNDBUFFORCE, socket.SO_SNDBUF, self.SWITCH_BUFFER)
+            self.buffer = self.SWITCH_BUFFER
+        super().__init__(data)
 
     def limit_waiting(self):
         """Let the next call wait until the deadline at most. Raises OSError when that is over.

@@ -144,8 +144,7 @@ def test_a_switch_of_another_user(host, new_container, closing, place, new_switc
 class PlayedSwitch:
     """A control socket that takes one request and tells what it saw."""
 
-    def __init__(self, path, name='ctl', backlog=5, delay=0, data='data',
-                 mutual=False):
+    def __init__(self, path, name='ctl', backlog=5, delay=0, data='data', mutual=False):
         os.makedirs(path, exist_ok=True)
         self.path = path
         self.listener = socket.socket(socket.AF_UNIX)
