@@ -5103,7 +5103,6 @@ def fork_relays(wake, orders):
     rights.limit(DESCRIPTORS_MAX, forks=True)
     rehearse()
     gc.collect()                            # 40 kB
-    getattr(gc, 'freeze', gc.collect)()     # 8 kB, since 3.7
     gaps, relay = fill_gaps(), QuietRelay()     # 70 kB, as long as the gaps are full
     # What a child uses is looked up before: 64 kB; close() of a socket would be 28 of them.
     begin, carry, read, fork, close = relay.begin, relay.carry, os.read, os.fork, os.close
@@ -5986,8 +5985,6 @@ class Server:
         """Work until SIGTERM or SIGINT."""
         self.adopt()
         gc.collect()
-        if hasattr(gc, 'freeze'):
-            gc.freeze()                     # a session's collector leaves shared pages alone
         while True:
             for fd, events in self.poll():
                 if fd == self.listener.fileno():
