@@ -1104,7 +1104,10 @@ class Plug:
     RAW             is everything after :// the address, quotes and all?
     COMMAND         does the host run a program for it? Then a rule must name the scheme
     KEPT            may the network go and come back, or is there something to tidy up? Then a
-                    process that kept its rights waits beside the relay (see carry())
+                    process that kept its rights waits beside the relay (see Session.carry())
+    QUIET           can a QuietRelay carry its frames? Then there are
+                    quiet(), what that needs; resume(relay), to go on where that stopped;
+                    take_no_trains(), takes_trains(), known(): see Overlay
     DESCRIPTORS     descriptors that the relay may have open at most
     groups          what the relay has to be a member of (int) besides the group of its user
     again           set by carry() when the network was there and went
@@ -1125,6 +1128,7 @@ class Plug:
     RAW = False
     COMMAND = False
     KEPT = False
+    QUIET = False
     DESCRIPTORS = DESCRIPTORS_MAX
     groups = ()
     again = False
@@ -2089,11 +2093,18 @@ class Overlay(Plug):
             port.take_trains(False)
         return True
 
-    def learn_anew(self, macs):
-        """Know these MACs, {int: (peer, when)}, and no others."""
+    def known(self):
+        """The MACs that were learned: {int: (peer, when)}."""
+        return dict(self.macs.entries)
+
+    def resume(self, relay):
+        """Know and have noticed what a QuietRelay does and has, and no other MACs."""
         self.macs, self.seen_peer = MacTable(self.macs.expire), None
-        for mac, (peer, when) in sorted(macs.items(), key=lambda item: item[1][1]):
+        for mac, (peer, when) in sorted(relay.macs.items(), key=lambda item: item[1][1]):
             self.macs.learn(mac, peer, when)
+        if relay.failed:
+            self.failed = relay.failed
+            self.look_for_group()
 
     def look(self, buf, start, stop, peer, now):
         """Is this datagram a frame for us? Learns from it, or from a peer's leaving."""
@@ -2212,7 +2223,12 @@ class Vxvde(Overlay):
     that its sender leaves.
     """
 
+    QUIET = True
     BELIEVE = 10.0              # seconds; as long an address is believed to be ours, or not
+
+    def quiet(self):
+        """What QuietRelay.relay_overlay() needs: kind of socket, header, index, expiry, sockets."""
+        return (self.kind, self.header, self.index, self.macs.expire, self.sender.sock, self.heard)
 
     def open_sockets(self, family, group, index, options, own=None, heard=None):
         if not own:
@@ -2803,12 +2819,13 @@ class LocalSocket(Packets):
     """A connected UNIX socket that keeps packets whole."""
 
     WAIT = 0.005                # seconds that a full receiver is waited for, a burst
-    buffer = SEND_BUFFER        # bytes asked of the kernel for what it sends
+    buffer = SEND_BUFFER        # bytes asked of the kernel for what it sends; None when they were
 
     def __init__(self, sock):
         self.sock, self.put = sock, os.write    # Ptp puts otherwise
         self.stalled = False    # the receiver did not read within WAIT; it is not waited for again
-        set_buffer(sock, SO_SNDBUFFORCE, socket.SO_SNDBUF, self.buffer)
+        if self.buffer:
+            set_buffer(sock, SO_SNDBUFFORCE, socket.SO_SNDBUF, self.buffer)
         sock.setblocking(False)             # a timeout would have Python wait for each frame
         super().__init__(sock.fileno())
 
@@ -2928,6 +2945,7 @@ class Vde(PathPlug, LocalSocket):
     DEFAULTS = {'mode': '700'}
     IDENTITY = ('port', 'portgroup')
     KEPT = True
+    QUIET = True
     ANSWER_TIME = 3.0           # seconds that a switch has to let us in and to answer
     WAIT = 0.02                 # a switch never waits for us; it may for a processor: 8 % of TCP
     SWITCH_BUFFER = 45000       # bytes; the kernel doubles them: 40 frames of 1514
@@ -2959,7 +2977,16 @@ class Vde(PathPlug, LocalSocket):
         return [os.path.join(home, '.vdeplug/default'), os.path.join(home, '.vde2/default.switch'),
                 '/var/run/vde.ctl', '/tmp/vde.ctl']
 
-    def __init__(self, vnl, who):
+    def __init__(self, vnl, who, sockets=()):
+        if sockets:                         # of a Vde that was, in another process
+            data, self.control = sockets
+            self.buffer = None
+        else:
+            data = self.enter(vnl, who)
+        super().__init__(data)
+
+    def enter(self, vnl, who):
+        """Become a port of the switch: the data socket, connected. Raises Failure."""
         data = socket.socket(AF_UNIX, SOCK_DGRAM)
         self.control = socket.socket(AF_UNIX, SOCK_STREAM)
         self.deadline = time.monotonic() + self.ANSWER_TIME
@@ -2996,7 +3023,35 @@ class Vde(PathPlug, LocalSocket):
         # switch:// has room for all; waiting for it costs a tenth.
         if not os.path.basename(answer).startswith(b'fd'):
             self.buffer = self.SWITCH_BUFFER
-        super().__init__(data)
+        return data
+
+    def quiet(self):
+        """What QuietRelay.relay_local() needs; see Vxvde.quiet()."""
+        return AF_UNIX, bytes(VXLAN_HEADER.size), 0, 0.0, self.sock, self.control
+
+    def resume(self, relay):
+        """Send the frame for which a QuietRelay found no room. Raises PlugGone."""
+        if relay.unsent:
+            burst = Burst(0)
+            burst.view = relay.views[0]
+            burst.starts.append(relay.START)
+            burst.ends.append(relay.START + relay.unsent)
+            self.send(burst)
+
+    @staticmethod
+    def take_no_trains():
+        """There are none."""
+        return True
+
+    @staticmethod
+    def takes_trains():
+        """There are none."""
+        return False
+
+    @staticmethod
+    def known():
+        """Nothing is learned."""
+        return {}
 
     def limit_waiting(self):
         """Let the next call wait until the deadline at most. Raises OSError when that is over.
@@ -4330,11 +4385,15 @@ class Control:
         """Take over what a relay counted; if it says so within this time."""
         try:
             self.lifeline.settimeout(seconds)
-            numbers = list(self.TALLIES.unpack(self.lifeline.recv(self.TALLIES.size)))
+            self.set_tallies(self.lifeline.recv(self.TALLIES.size))
         except (OSError, struct.error):     # it was killed, or hangs
             return
-        self.inward, self.outward = numbers[:3], numbers[3:]
         self.tap.drops = self.tap.unfit = 0     # they are in there
+
+    def set_tallies(self, packed):
+        """Go on to count from where another stopped. Raises struct.error."""
+        numbers = list(self.TALLIES.unpack(packed))
+        self.inward, self.outward = numbers[:3], numbers[3:]
 
     def capture(self, burst):
         """Give frames to those who want to see them; those of a burst came at one time."""
@@ -4625,9 +4684,9 @@ def hear_client(conn, link, rules, deadline, data):
 
     data is what was read of it already, without a descriptor.
 
-    link leads to the server, then to the relay; packets of: the container, and perhaps QUIET_WORD
-    (to the server); the verdict, b'+' or a refusal (from either); the Order with TAP and connection
-    (to the relay).
+    link leads to the server, then to the relay; packets of: the container, and what relay it may
+    be (to the server, see QUIET_WORD); the verdict, b'+' or a refusal (from either); the Order with
+    TAP and connection (to the relay).
     """
     fd, keys, asked, who = None, {}, 'an unread request', 'somebody'
     try:
@@ -4645,7 +4704,9 @@ def hear_client(conn, link, rules, deadline, data):
         vnl = choose_network(text, rules)
         try:
             container = container_of(fd, uid)
-            link.send(container.encode() + (QUIET_WORD if vnl.scheme in QUIET_SCHEMES else b''))
+            plug = PLUGS.get(vnl.scheme, Bridge)
+            link.send(container.encode() + (
+                b'' if not plug.QUIET else KEPT_WORD if plug.KEPT else QUIET_WORD))
             verdict = link.recv(LOG_LINE_MAX)
             if verdict == b'+':
                 descriptors = array('i', [fd, conn.fileno()])
@@ -4667,8 +4728,8 @@ def hear_client(conn, link, rules, deadline, data):
 
 # What the server hears of a part of a hand-over. A refusal was logged, or not (see Throttle).
 DONE_WORD, REFUSED_WORD, UNLOGGED_WORD = b'+', b'!', b'?'
-QUIET_WORD = b'\0quiet'                 # behind a container: the relay can be a quiet one, as for
-QUIET_SCHEMES = 'vxvde',
+# Behind a container: the relay can be a quiet one; and its network may go and come back.
+QUIET_WORD, KEPT_WORD = b'\0quiet', b'\0kept'
 
 
 def container_of(fd, uid):
@@ -4697,7 +4758,7 @@ def refuse(conn, error, asked, who, keys):
     reply(conn, error.errno, **({'reason': reason_for(error, asked)} if 'reason' in keys else {}))
 
 
-def serve_interface(link, done, place, forker):
+def serve_interface(link, done, place, forker, keeper):
     """One interface from its opening to its end, or until a quiet relay has it.
 
     On done is said that it is open, and if it is another process that relays, which one and where
@@ -4722,9 +4783,10 @@ def serve_interface(link, done, place, forker):
         plug = open_plug(vnl, 'vdelxcd ' + who)
         session = Session(tap, plug, vnl, who, max(level.DESCRIPTORS for level in levels))
         session.control = make_control(tap, order.facts(int(time.time()), place))
-        quiet = forker.take_over(session, data)
+        quiet = forker.take_over(session, data, keeper.keep)
         if not quiet:
             forker.close()
+            keeper.close()
             name_process(process_name(order.name))
             if any(level.KEPT for level in levels):
                 session.fork(conn, done)    # the client waits until nobody has conn any more
@@ -4778,13 +4840,15 @@ class Session:
 
     Where the network may come back, or something must be tidied up at the end, the relay is a child
     without rights, and this process its keeper: it waits for the child's end, and opens the network
-    again when that is why.
+    again when that is why. A relay that began as a quiet one has its keeper elsewhere (see Keeper).
 
     descriptors     how many the relay may have
     child           pid of the relay, or None when we are it
     control         what may be asked; its lifeline is a socket that hangs up when the other of
                     relay and keeper has ended
     quiet           the QuietRelay that it began as, or None
+    hand_on         what has a quiet relay carry it again, its network open; False when that can't
+                    be. Or None
     """
 
     GONE = 3                            # exit status of a relay whose network went
@@ -4794,7 +4858,7 @@ class Session:
     def __init__(self, tap, plug, vnl, who, descriptors):
         self.tap, self.plug, self.vnl, self.who = tap, plug, vnl, who
         self.descriptors = descriptors
-        self.child, self.control, self.quiet = None, Control(tap), None
+        self.child, self.control, self.quiet, self.hand_on = None, Control(tap), None, None
         self.pause = FIRST_WAIT         # until a lost network is tried again
 
     def give_up_rights(self):
@@ -4858,30 +4922,34 @@ class Session:
         finally:
             self.control.let_go()
 
-    def carry(self, ended=None):
+    def carry(self, ended=None, lost=False):
         """Until the interface ends: relay, or keep the relay, and open the network again.
 
-        ended is an Ended that came already, if one did.
+        ended is an Ended that came already, if one did; lost: the network went already.
         """
         try:
             if ended:
                 raise ended
             set_mask(SIG_UNBLOCK, SIGNALS)
-            if not self.child:
-                self.relay()
+            if not (self.child or lost):
+                if self.relay() == self.GONE and self.quiet:
+                    self.quiet.call_keeper(self)
                 return
             while True:
-                opened = time.monotonic()
-                if self.child_status() != self.GONE:
-                    break
-                if time.monotonic() - opened > self.STEADY:
-                    self.pause = FIRST_WAIT
-                self.plug.close()
-                Plug.again = True
+                if not lost:
+                    opened = time.monotonic()
+                    if self.child_status() != self.GONE:
+                        break
+                    if time.monotonic() - opened > self.STEADY:
+                        self.pause = FIRST_WAIT
+                    self.plug.close()
+                lost, Plug.again = False, True
                 self.tap.set_carrier(False)
-                self.come_back()
+                handed_on = self.come_back()
                 self.tap.set_carrier(True)
                 log.line(LOG_NOTICE, 'network back: %s (%s)' % (excerpt(self.vnl.text), self.who))
+                if handed_on:
+                    break
         except Ended as error:
             log.detail('close interface: %s (%s: %s)' % (excerpt(self.vnl.text), self.who, error))
         finally:
@@ -4915,6 +4983,8 @@ class Session:
     def come_back(self):
         """Open a network that went away as soon as that is possible; Ended when the TAP goes first.
 
+        True when a quiet relay carries the session then.
+
         The longest wait keeps the promise that traffic is back within 6 s of the network's return,
         even when one attempt met a switch that said nothing (Vde.ANSWER_TIME); the random part
         keeps many sessions from coming back at the same moment.
@@ -4924,8 +4994,10 @@ class Session:
             self.pause = min(self.pause * 2, LONGEST_WAIT)
             try:
                 self.plug = open_plug(self.vnl, 'vdelxcd ' + self.who)
+                if self.hand_on and self.hand_on():
+                    return True
                 self.fork()
-                return
+                return False
             except Failure:
                 self.plug.close()
 
@@ -4957,6 +5029,8 @@ class Session:
         """End the relay, leave the network, and let the interface go."""
         self.end_relay()
         self.plug.close()
+        if self.quiet:
+            self.quiet.leave_keeper()
         self.tap.close()
 
     def end_relay(self):
@@ -4997,85 +5071,118 @@ def process_name(interface):
 #
 # Most interfaces are idle most of the time, and what an idle one costs is memory that its process
 # shares with no other: every page that Python writes to, if only to count references. That is
-# 1.5 MB for serve_interface(). So where a network needs no more than its sockets, the relay begins
-# as a quiet one, with 0.36 MB: one method carries a frame at a time, in a process forked from one
-# (the forker) that did nothing before but fork, and, once, all that a quiet relay does: what the
-# interpreter keeps about code that runs is there then, and shared. It answers sooner, too: a ping
-# takes a third less time than through relay(). When frames come in bursts it becomes a relay as all
-# others are, until they come one by one again.
+# 1.5 MB for serve_interface(), and 1.8 MB when it has to keep a relay. So where a network needs no
+# more than its sockets, the relay begins as a quiet one, with 0.36 MB: one method carries a frame
+# at a time, in a process forked from one (the forker) that did nothing before but fork, and, once,
+# all that a quiet relay does: what the interpreter keeps about code that runs is there then, and
+# shared. It answers sooner, too: a ping takes a third less time than through relay(). When frames
+# come in bursts it becomes a relay as all others are, until they come one by one again.
+#
+# Where the network may go and come back, one process (the keeper) waits for all quiet relays at
+# once. It has a socket to each, and its TAP, which it does nothing with. A relay that lost its
+# network says so and ends. A child of the keeper then opens the network again, has the forker make
+# another quiet relay, and ends as well. (The relay could send its TAP only then; but who sends
+# descriptors as its user, anywhere on this host, can keep it from that: unix(7), ETOOMANYREFS.)
 
-FORKER = b'vdelxcd-forker'
-# An order for a quiet relay: name of the process, VXLAN header, is it IPv6, index of the interface
-# or 0, bytes of the TAP's offload header, seconds until a MAC is forgotten, size of the facts. Then
-# come facts and Order; with them TAP, own socket, group socket, Control's socket, and one for the
-# answer.
-QUIET_ORDER = struct.Struct('=15s8sBIBdH')
-QUIET_DESCRIPTORS = struct.Struct('5i')
+FORKER, KEEPER = b'vdelxcd-forker', b'vdelxcd-keeper'
+# An order for a quiet relay: name of the process; bytes of the TAP's offload header; kind of
+# socket, VXLAN header, index of the interface, seconds until a MAC is forgotten (see
+# Vxvde.quiet()); what was counted so far (see Control.tallies()); size of the facts. Then come
+# facts and Order. With them come TAP, two sockets of the plug, Control's, one for the answer, and
+# the way to the keeper, which without one is that again.
+QUIET_ORDER = struct.Struct('=15sBB8sId6QH')
+QUIET_DESCRIPTORS, KEPT_DESCRIPTORS = struct.Struct('6i'), struct.Struct('3i')
 QUIET_ORDER_MAX = 2048          # bytes; what needs more is relayed as usual
+LEAVING_WORD = b'-'             # from a relay to the keeper: it ends; else what was counted
 POOL_SIZE, POOL_HEADER, POOLED_MAX, BYTES_SIZE = 16384, 48, 512, 33     # bytes, of CPython 3.10
 
 
-class Forker:
-    """The process that quiet relays are forked from, for others.
+class Helper:
+    """A process beside the server, which starts it when it is first needed.
 
     pid         of it, or None
-    wake        where a byte has it fork, and
-    orders      where the order lies for the process that it forks: both None when there is none
+    links       sockets that lead to it; none when there is no such process
     """
 
-    PATIENCE = 1.0              # seconds for a quiet relay to begin
-    ANSWER_MAX = 20             # bytes: digits of its pid
+    LINKS = 1
+    MAKES = 'nothing'           # what there is not when it can't be started
+    PATIENCE = 1.0              # seconds for it to do its part
 
     def __init__(self):
-        self.pid = self.wake = self.orders = None
+        self.pid, self.links = None, []
 
-    def start(self, run_child):
-        """Start it if that can be; run_child is that of Server."""
+    def start(self, run_child, *more):
+        """Start it if that can be; run_child is that of Server, more what work() is given."""
         theirs = []
+
+        def begin():
+            self.close()                    # our ends, that were forked with it
+            self.work(*theirs, *more)
         try:
-            self.wake, far_wake = socket.socketpair(AF_UNIX, SOCK_SEQPACKET)
-            theirs.append(far_wake)
-            self.orders, far_orders = socket.socketpair(AF_UNIX, SOCK_SEQPACKET)
-            theirs.append(far_orders)
-            for sock in self.wake, self.orders:
-                sock.settimeout(self.PATIENCE)
-            self.pid = run_child(lambda: fork_relays(far_wake, far_orders))
+            for _ in range(self.LINKS):
+                ours, far = socket.socketpair(AF_UNIX, SOCK_SEQPACKET)
+                ours.settimeout(self.PATIENCE)
+                self.links.append(ours)
+                theirs.append(far)
+            self.pid = run_child(begin)
         except OSError as error:
-            log.line(LOG_WARNING, 'fork: no quiet relays: ' + why(error))
+            log.line(LOG_WARNING, 'fork: no %s: %s' % (self.MAKES, why(error)))
             self.close()
         for sock in theirs:
             sock.close()
 
     def close(self):
         """Have no more to do with it: it ends when that is true of all."""
-        for sock in filter(None, (self.wake, self.orders)):
+        for sock in self.links:
             sock.close()
-        self.pid = self.wake = self.orders = None
+        self.pid, self.links = None, []
 
-    def take_over(self, session, order):
+
+class Forker(Helper):
+    """The process that quiet relays are forked from, for others.
+
+    A byte on the first of links has it fork; on the second lies the order for the process that it
+    forks.
+    """
+
+    LINKS, MAKES = 2, 'quiet relays'
+    ANSWER_MAX = 20             # bytes: digits of a relay's pid
+
+    def take_over(self, session, packed, keep):
         """Have a quiet relay carry a session; its pid, or None when that can't be.
 
-        order is the packed Order of the session.
+        packed is the packed Order of the session. For one that has to be kept, keep is called: see
+        Keeper.keep().
         """
-        tap, plug, control = session.tap, session.plug, session.control
-        if not self.wake or not control.listener or session.vnl.scheme not in QUIET_SCHEMES:
+        tap, plug, control, lifeline = session.tap, session.plug, session.control, None
+        if not self.links or not control.listener or not plug.QUIET:
             return None
+        wake, orders = self.links
+        kind, header, index, expire, own, heard = plug.quiet()
         order = QUIET_ORDER.pack(
-            process_name(tap.name), plug.header, plug.kind == AF_INET6, plug.index, tap.PREFIX,
-            plug.macs.expire, len(control.facts)) + control.facts + order
+            process_name(tap.name), tap.PREFIX, kind, header, index, expire, *control.tallies(),
+            len(control.facts)) + control.facts + packed
         if len(order) > QUIET_ORDER_MAX:
             return None
         try:
             answer, theirs = socket.socketpair(AF_UNIX, SOCK_SEQPACKET)
             with answer:
                 with theirs:
+                    lifeline = theirs
+                    if plug.KEPT:
+                        lifeline = keep(order, tap.fd, control.listener.fileno())
+                    if not lifeline:
+                        return None
                     fds = array('i', [tap.fd] + [sock.fileno() for sock in (
-                        plug.sender.sock, plug.heard, control.listener, theirs)])
-                    self.orders.sendmsg([order], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
-                self.wake.send(b'+')
+                        own, heard, control.listener, theirs, lifeline)])
+                    orders.sendmsg([order], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+                wake.send(b'+')
                 return self.hear(answer)
         except (OSError, ValueError):
             return None
+        finally:
+            if lifeline:
+                lifeline.close()
 
     def hear(self, answer):
         """Hear b'+' and then the pid of a relay that begins. Raises OSError, ValueError."""
@@ -5089,6 +5196,177 @@ class Forker:
             while heard:
                 word, heard = heard, answer.recv(self.ANSWER_MAX)
         return int(word)
+
+    def work(self, wake, orders):
+        """What it does."""
+        fork_relays(wake, orders)
+
+
+class Keeper(Helper):
+    """The process that opens networks again which quiet relays lost.
+
+    It keeps its rights. A packet on links is an order for a quiet relay, with the sockets of a Kept
+    and its TAP.
+    """
+
+    MAKES = 'keeper of quiet relays'
+
+    def keep(self, order, tap, listener):
+        """The end of a socket with which a quiet relay calls; None when that can't be.
+
+        tap and listener (Control's) are descriptors that the next one needs.
+        """
+        if not self.links:
+            return None
+        lifeline, theirs = socket.socketpair(AF_UNIX, SOCK_SEQPACKET)
+        try:
+            with theirs:
+                fds = array('i', [theirs.fileno(), tap, listener])
+                self.links[0].sendmsg([order], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+            lifeline.settimeout(self.PATIENCE)
+            if lifeline.recv(1):
+                return lifeline
+        except OSError:
+            pass
+        lifeline.close()
+        return None
+
+    def work(self, orders, forker):
+        """What it does, until nobody sends orders any more and no relay is left."""
+        set_mask(SIG_BLOCK, SIGNALS)
+        signal.signal(SIGCHLD, signal.SIG_IGN)      # nobody waits for the children
+        name_process(KEEPER)
+        if resource:                        # three descriptors for each relay
+            hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        poller, kept = select.poll(), {}    # descriptor of its socket -> Kept
+        poller.register(orders, READABLE)
+        while kept or orders.fileno() >= 0:
+            for fd, _ in poller.poll():
+                if fd == orders.fileno():
+                    one = self.take(orders)
+                    if orders.fileno() < 0:
+                        poller.unregister(fd)
+                else:
+                    poller.unregister(fd)
+                    one = kept.pop(fd).hear([orders] + list(kept.values()), forker)
+                if one:
+                    kept[one.sock.fileno()] = one
+                    poller.register(one.sock, READABLE)
+
+    @staticmethod
+    def take(orders):
+        """Whom the next order is for: a Kept, or None when there are no descriptors left for it.
+
+        Closes orders when nobody sends any.
+        """
+        order, ancillary, _, _ = orders.recvmsg(
+            QUIET_ORDER_MAX, socket.CMSG_SPACE(KEPT_DESCRIPTORS.size), MSG_CMSG_CLOEXEC)
+        if not order:
+            orders.close()
+        fds = array('i', ancillary[0][2] if ancillary else b'')
+        if len(fds) == 3:
+            one = Kept(order, *fds)
+            if say_packet(one.sock, b'+'):
+                return one
+            one.close()
+        else:
+            for fd in fds:
+                os.close(fd)
+        return None
+
+
+class Kept:
+    """A quiet relay as its keeper knows it.
+
+    order       what it was ordered, bytes
+    sock        what it calls with
+    tap         descriptor
+    listener    that of Control's socket
+    pause       seconds until its network is tried again, should that flap
+    since       when we knew it first
+    """
+
+    def __init__(self, order, lifeline, tap, listener, pause=FIRST_WAIT):
+        self.order, self.tap, self.listener, self.pause = order, tap, listener, pause
+        self.sock = socket.socket(AF_UNIX, SOCK_SEQPACKET, 0, lifeline)
+        self.since = time.monotonic()
+
+    def close(self):
+        """Let go of everything; the interface vanishes before the session's name."""
+        os.close(self.tap)
+        os.close(self.listener)
+        self.sock.close()
+
+    def hear(self, others, forker):
+        """It calls, or has ended: what is kept from now on, or None.
+
+        others are all that the keeper has besides.
+        """
+        try:
+            word = self.sock.recv(2, MSG_PEEK | MSG_DONTWAIT)
+        except OSError:
+            word = b''
+        if word in (b'', LEAVING_WORD):
+            self.close()
+            return None
+        return self.bring_back(others, forker)
+
+    def bring_back(self, others, forker):
+        """Fork who opens the network again; what is kept then."""
+        pause = FIRST_WAIT if time.monotonic() - self.since > Session.STEADY else self.pause
+        try:
+            ours, theirs = socket.socketpair(AF_UNIX, SOCK_SEQPACKET)
+            with theirs:
+                if not os.fork():
+                    for other in others + [ours]:
+                        other.close()
+                    self.come_back(theirs, pause, forker)
+        except OSError as error:
+            log.line(LOG_ERR, 'fork: ' + why(error))
+            time.sleep(PAUSE)               # it still calls
+            return self
+        self.sock.close()
+        return Kept(self.order, ours.detach(), self.tap, self.listener,
+                    min(2 * pause, LONGEST_WAIT))
+
+    def come_back(self, lifeline, pause, forker):
+        """Open the network again, in a process of its own, for a quiet relay or for ourselves."""
+        who = 'an interface'
+        try:
+            signal.signal(SIGCHLD, signal.SIG_DFL)
+            facts, packed = split_order(self.order)
+            order = Order.unpack(packed)
+            who = order.who
+            name_process(process_name(order.name))
+            tallies = self.sock.recv(Control.TALLIES.size)
+            self.sock.close()
+            session = Session(order.open_tap(self.tap), Null(order.vnl), order.vnl, who,
+                              DESCRIPTORS_MAX)
+            control = session.control = Control(
+                session.tap, facts, socket.socket(AF_UNIX, SOCK_SEQPACKET, 0, self.listener))
+            control.set_tallies(tallies)
+
+            def hand_on():
+                quiet = forker.take_over(session, packed, lambda *_: lifeline)
+                lifeline.close()
+                if quiet:
+                    control.let_go()
+                else:
+                    forker.close()
+                return quiet
+            session.pause, session.hand_on = pause, hand_on
+            session.carry(lost=True)
+        except Exception as error:
+            log.line(LOG_ERR, 'lost interface: %s (%s)' % (printable(repr(error)), who))
+        finally:
+            os._exit(0)
+
+
+def split_order(order):
+    """The facts and the packed Order in an order for a quiet relay."""
+    end = QUIET_ORDER.size + QUIET_ORDER.unpack_from(order)[-1]
+    return order[QUIET_ORDER.size:end], order[end:]
 
 
 def fork_relays(wake, orders):
@@ -5106,6 +5384,7 @@ def fork_relays(wake, orders):
     gaps, relay = fill_gaps(), QuietRelay()     # 70 kB, as long as the gaps are full
     # What a child uses is looked up before: 64 kB; close() of a socket would be 28 of them.
     begin, carry, read, fork, close = relay.begin, relay.carry, os.read, os.fork, os.close
+    ways = relay.relay_overlay, relay.relay_local
     uid, gid, limit = rights.uid, rights.gid, resource and resource.RLIMIT_NPROC
     wake, orders_fd = wake.detach(), orders.fileno()
     while read(wake, 1):
@@ -5118,9 +5397,10 @@ def fork_relays(wake, orders):
     else:
         return
     close(wake)
-    if begin(orders, uid, gid, (), limit):
+    kind = begin(orders, uid, gid, (), limit)
+    if kind:
         close(orders_fd)
-        carry()
+        carry(ways[kind == AF_UNIX])
 
 
 def fill_gaps():
@@ -5142,14 +5422,16 @@ def fill_gaps():
 
 
 class QuietRelay:
-    """The relay of a Vxvde while frames come one by one: at most FRAMES in the time of WINDOW.
+    """The relay of a Vxvde or Vde while frames come one by one: at most FRAMES in WINDOW.
 
     With few objects: each that is used is written to, and the page that it lies in is no longer
-    shared. So here are two long methods where ten would read better, and they made 0.8 MB of 0.45.
+    shared. So here are three long methods where ten would read better: they made 0.8 MB of 0.45.
 
-    templates   sockets for both families, made before the fork; those of a Vxvde take the places of
-                two, which are then
-    own, heard
+    templates   kind of socket -> two such sockets, made before the fork; those of the plug take
+                their places, and are then
+    own, heard  of a Vde, where frames come and go, and what is connected to the switch
+    lifeline    descriptor that leads to the keeper, or None
+    unsent      bytes of the frame from the TAP for which there was no room, or 0
     listener    a template, too: Control's socket takes its place
     asker       another, for the connection of who asks; asker_tools has what is done with both
     tap, control    descriptors; that of the listener
@@ -5172,8 +5454,9 @@ class QuietRelay:
         self.views = [memoryview(each) for each in self.buffers]
         poller = select.poll()
         self.tools = poller.poll, poller.register, time.monotonic, int.from_bytes   # 20 kB
-        self.templates = [[socket.socket(kind, SOCK_DGRAM) for _ in range(2)]
-                          for kind in (AF_INET, AF_INET6)]
+        self.templates = {kind: [socket.socket(kind, SOCK_DGRAM), socket.socket(kind, other)]
+                          for kind, other in ((AF_INET, SOCK_DGRAM), (AF_INET6, SOCK_DGRAM),
+                                              (AF_UNIX, SOCK_STREAM))}
         self.listener, self.asker = listener, asker = [
             socket.socket(AF_UNIX, SOCK_SEQPACKET) for _ in range(2)]
         asker.settimeout(self.ASK_TIME)
@@ -5181,15 +5464,17 @@ class QuietRelay:
             listener._accept, asker.fileno(), asker.getsockopt,
             (socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size),
             bytes(4), rights.owner.to_bytes(4, sys.byteorder), asker.recv, asker.send)
-        for sock in self.templates[0] + self.templates[1] + [listener, asker]:
+        for sock in sum(self.templates.values(), [listener, asker]):
             os.dup2(0, sock.fileno(), False)            # no socket that all would share
         self.spare = os.dup(0)  # the place of relay()'s epoll
         self.tap = os.dup(0)    # the TAP takes its place; what reads it tells EAGAIN by None
-        self.read = open(self.tap, 'rb', 0, closefd=False).readinto
+        self.read, self.take = [open(fd, 'rb', 0, closefd=False).readinto
+                                for fd in (self.tap, self.templates[AF_UNIX][0].fileno())]
         self.macs, self.tallies, self.is_grown = {}, [0] * 6, False
         self.control = listener.fileno()
         self.own = self.heard = self.order = self.head = self.asking = None
-        self.failed = 0         # errno of the frame to the group that could not be sent
+        self.lifeline = None
+        self.failed = self.unsent = 0   # errno of the frame to the group that could not be sent
 
     def take_order(self, orders):
         """Take the next order; the descriptors that came with it. Raises BlockingIOError."""
@@ -5200,12 +5485,12 @@ class QuietRelay:
     def begin(self, orders, uid, gid, groups, limit):
         """Take an order, and become this user, without what is limited; say that we begin.
 
-        uid is None when we stay who we are, limit a number for setrlimit() or None. False when that
-        can't be; who sent the order relays by itself then.
+        uid is None when we stay who we are, limit a number for setrlimit() or None. Returns the
+        kind of socket; 0 when that can't be: who sent the order relays by itself then.
         """
         try:
             while True:
-                fds = tap, own, heard, control, answer = self.take_order(orders)
+                fds = tap, own, heard, control, answer, lifeline = self.take_order(orders)
                 try:
                     os.write(answer, b'+')
                     break
@@ -5213,8 +5498,13 @@ class QuietRelay:
                     for fd in fds:
                         os.close(fd)
             self.head = QUIET_ORDER.unpack_from(self.order)
-            name, _, is_ipv6 = self.head[:3]
-            self.own, self.heard = self.templates[is_ipv6]
+            name, _, kind = self.head[:3]
+            self.own, self.heard = self.templates[kind]
+            if kind == AF_UNIX:
+                self.lifeline = lifeline
+                self.tallies[:] = self.head[6:12]
+            else:
+                os.close(lifeline)
             os.dup2(tap, self.tap, False)
             os.dup2(own, self.own.fileno(), False)
             os.dup2(heard, self.heard.fileno(), False)
@@ -5230,14 +5520,14 @@ class QuietRelay:
                 resource.setrlimit(limit, (0, 0))
             os.write(answer, b'%d' % os.getpid())
             os.close(answer)
-            return True
+            return kind
         except (OSError, ValueError):       # ValueError as in Rights.limit()
-            return False
+            return 0
 
-    def relay(self, wait=None):
-        """Carry frames until there is more to do, or nothing for wait ms. Raises Ended."""
+    def relay_overlay(self, wait=None):
+        """Carry a Vxvde's frames until there is more to do, or none for wait ms. Raises Ended."""
         own, heard, control, macs = self.own, self.heard, self.control, self.macs
-        _, header, _, _, prefix, expire, _ = self.head
+        _, prefix, kind, header, _, expire = self.head[:6]
         (out_buf, buf), (out, view) = self.buffers, self.views
         tallies, frames, window, longest = self.tallies, self.FRAMES, self.WINDOW, FRAME_MAX
         start, first, before = self.START, self.START - len(header), self.START - prefix
@@ -5253,7 +5543,6 @@ class QuietRelay:
         until = 0.0
         out_buf[first:start] = header
         own_fd, own_port, everyone = own.fileno(), own.getsockname()[1], heard.getsockname()
-        kind = AF_INET6 if self.head[2] else AF_INET
         for fd in heard.fileno(), own_fd, tap, control:     # an echo before the next frame
             register(fd, READABLE)
         since = count = sent = ours = 0
@@ -5348,6 +5637,72 @@ class QuietRelay:
                     tallies[3] += 1
                     tallies[4] += length
 
+    def relay_local(self, wait=None):
+        """Carry a Vde's frames, in the same way."""
+        data, stream, control, tap = self.own.fileno(), self.heard.fileno(), self.control, self.tap
+        prefix, tallies, start, longest = self.head[1], self.tallies, self.START, FRAME_MAX
+        before = start - prefix
+        (_, buf), (out, view) = self.buffers, self.views
+        frames, window = self.FRAMES, self.WINDOW
+        poll, register, monotonic, _ = self.tools
+        read, take, write = self.read, self.take, os.write
+        into, place = out[before:], view[start:]
+        for fd in data, tap, control, stream:
+            register(fd, READABLE)
+        since = count = 0
+        while True:
+            ready = poll(wait)
+            if not ready:
+                return
+            for fd, events in ready:
+                now = monotonic()
+                if now - since > window:
+                    since, count = now, 0
+                count += 1
+                if count > frames or events != READABLE or fd == stream:
+                    return
+                if fd == control:
+                    if not self.answer():
+                        return
+                    continue
+                try:
+                    length = take(place) if fd == data else read(into)
+                except OSError:             # the next relay has it again
+                    return
+                if length is None:
+                    continue
+                if fd == data:
+                    if not ETHERNET_HEADER <= length <= longest:
+                        tallies[2] += length > 0
+                        continue
+                    if prefix:
+                        buf[before:start] = bytes(prefix)
+                    try:
+                        write(tap, view[before:start + length])
+                    except OSError as error:
+                        tallies[2] += 1
+                        if FATES['TAP write'].get(error.errno) is END:
+                            return
+                    finally:
+                        tallies[0] += 1
+                        tallies[1] += length
+                    continue
+                length -= prefix
+                if not ETHERNET_HEADER <= length <= longest:
+                    tallies[5] += length > 0
+                    continue
+                try:
+                    write(data, out[start:start + length])
+                except BlockingIOError:
+                    self.unsent = length
+                    return
+                except OSError:
+                    tallies[5] += 1
+                    return
+                finally:
+                    tallies[3] += 1
+                    tallies[4] += length
+
     def answer(self):
         """Answer who wants to know the status; False when somebody else should.
 
@@ -5377,14 +5732,14 @@ class QuietRelay:
 
     def facts(self):
         """The facts that came with the order; see Control."""
-        return self.order[QUIET_ORDER.size:QUIET_ORDER.size + self.head[-1]]
+        return split_order(self.order)[0]
 
-    def carry(self):
-        """Relay until the interface ends."""
+    def carry(self, relay):
+        """Relay until the interface ends; relay is that of the two methods that fits."""
         ended = None
         try:
             set_mask(SIG_UNBLOCK, SIGNALS)
-            self.relay()
+            relay()
         except Ended as error:
             ended = error
         set_mask(SIG_BLOCK, SIGNALS)
@@ -5393,29 +5748,27 @@ class QuietRelay:
     def grow(self):
         """A Session that goes on where we stop."""
         self.is_grown = True
-        order = Order.unpack(self.order[QUIET_ORDER.size + self.head[-1]:])
+        order, sockets = Order.unpack(split_order(self.order)[1]), (self.own, self.heard)
         tap = order.open_tap(self.tap)
-        plug = Vxvde(order.vnl, self.head[3], (self.own, self.heard))
+        plug = (Vde(order.vnl, None, sockets) if self.head[2] == AF_UNIX else
+                Vxvde(order.vnl, self.head[4], sockets))
         session = Session(tap, plug, order.vnl, order.who, DESCRIPTORS_MAX)
         session.control = Control(tap, self.facts(), self.listener)
-        self.hand_over(session)
         session.quiet = self
         return session
 
     def hand_over(self, session):
         """Tell a session what we learned and counted, and who asks."""
-        plug, control = session.plug, session.control
+        control = session.control
         os.close(self.spare)
-        plug.learn_anew(self.macs)
-        if self.failed:
-            plug.failed = self.failed
-            plug.look_for_group()
         for tally, more in (control.inward, self.tallies[:3]), (control.outward, self.tallies[3:]):
             tally[:] = map(sum, zip(tally, more))
-        self.tallies[:], self.failed = [0] * 6, 0
+        self.tallies[:] = [0] * 6
         if self.asking:
             control.take(self.asking)
             self.asking = None
+        session.plug.resume(self)
+        self.failed = self.unsent = 0
 
     def alternate(self, session):
         """Relay for a session: when frames come one by one again, we do.
@@ -5423,17 +5776,42 @@ class QuietRelay:
         Between is a time without trains, so that no socket still has one when we take frames.
         """
         tap, plug, control = session.tap, session.plug, session.control
+        self.hand_over(session)
         while True:
             relay(tap, plug, control, self.CALM)
             if not plug.take_no_trains():
                 continue
             relay(tap, plug, control, self.CALM)
             # In that time, too, trains or the TAP's super-segments may have been switched on.
-            if not plug.takes_trains() and tap.slot == SLOT and (
-                    len(plug.macs.entries) <= self.MACS / 2):
-                self.macs, self.spare = dict(plug.macs.entries), os.dup(0)
-                self.relay()
+            known = plug.known()
+            if not plug.takes_trains() and tap.slot == SLOT and len(known) <= self.MACS / 2:
+                self.macs, self.spare = known, os.dup(0)
+                (self.relay_local if self.head[2] == AF_UNIX else self.relay_overlay)()
                 self.hand_over(session)
+
+    def call_keeper(self, session):
+        """Our session lost its network: say so to the keeper, if there is one, before we end."""
+        if self.lifeline is not None:
+            lifeline = socket.socket(AF_UNIX, SOCK_SEQPACKET, 0, self.lifeline)
+            self.lifeline = None
+            if not say_packet(lifeline, session.control.TALLIES.pack(*session.control.tallies())):
+                log.line(LOG_ERR, 'its keeper is gone: %s (%s)' % (
+                    excerpt(session.vnl.text), session.who))
+
+    def leave_keeper(self):
+        """Before we end, have the keeper let go of the TAP.
+
+        Who is the last to close it waits 20 ms for the kernel: one relay, not those of all others.
+        """
+        if self.lifeline is not None:
+            lifeline = socket.socket(AF_UNIX, SOCK_SEQPACKET, 0, self.lifeline)
+            lifeline.settimeout(Helper.PATIENCE)
+            self.lifeline = None
+            try:
+                if say_packet(lifeline, LEAVING_WORD):
+                    lifeline.recv(1)
+            except OSError:
+                pass
 
 
 def rehearse():
@@ -5444,9 +5822,9 @@ def rehearse():
     """
     pairs = []
     try:
-        for kind in SOCK_SEQPACKET, SOCK_SEQPACKET, SOCK_DGRAM:
+        for kind in SOCK_SEQPACKET, SOCK_SEQPACKET, SOCK_DGRAM, SOCK_DGRAM, SOCK_STREAM:
             pairs += socket.socketpair(AF_UNIX, kind)
-        sender, orders, answer, _, tap, far_tap = pairs
+        sender, orders, answer, _, tap, far_tap, data, far_data, stream, _ = pairs
         pairs.append(socket.socket(AF_UNIX, SOCK_SEQPACKET))
         listener = pairs[-1]
         listener.bind(b'')                  # the kernel finds a name; it is not one of a session
@@ -5455,14 +5833,18 @@ def rehearse():
         own, heard, peer = [open_udp(IPv4, '127.0.0.1', 0, 0, SMALL_BUFFER) for _ in range(3)]
         pairs += own, heard, peer
         tap.setblocking(False)
-        fds = array('i', [each.fileno() for each in (tap, own, heard, listener, answer)])
+        data.setblocking(False)
         frames = [bytes([target] * 6 + [source] * 46) for target in (2, 4) for source in (4, 6)]
-        for _ in range(16):
+        for kind, ours, far, head in (
+                [(AF_UNIX, (data, stream), far_data.send, b'')] * 16 + [
+                    (AF_INET, (own, heard), lambda frame: peer.sendto(frame, heard.getsockname()),
+                     bytes(8))] * 16):
             relay = QuietRelay()
-            sender.sendmsg([QUIET_ORDER.pack(FORKER, bytes(8), False, 0, 0, 1e9, 0)],
-                           [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+            sender.sendmsg([QUIET_ORDER.pack(FORKER, 0, kind, bytes(8), 0, 1e9, *[0] * 7)], [(
+                socket.SOL_SOCKET, socket.SCM_RIGHTS, array('i', [
+                    each.fileno() for each in (tap,) + ours + (listener, answer, answer)]))])
             for frame in frames:
-                peer.sendto(bytes(8) + frame, heard.getsockname())
+                far(head + frame)
                 far_tap.send(frame)
             asker = socket.socket(AF_UNIX, SOCK_SEQPACKET)
             asker.setblocking(False)
@@ -5471,12 +5853,14 @@ def rehearse():
             if not relay.begin(orders, None if rights.uid is None else 0, 0, os.getgroups(),
                                resource and resource.RLIMIT_CORE):
                 break
-            relay.relay(10)
+            (relay.relay_local if kind == AF_UNIX else relay.relay_overlay)(1)
             asker.close()
-            for fd in relay.tap, relay.spare:
-                os.close(fd)
+            for fd in relay.tap, relay.spare, relay.lifeline:
+                if fd is not None:
+                    os.close(fd)
             for _ in frames:
-                far_tap.recv(100, MSG_DONTWAIT)
+                for sock in (far_tap, far_data) if kind == AF_UNIX else (far_tap,):
+                    sock.recv(100, MSG_DONTWAIT)
     except OSError:
         pass                                # without, a relay costs more memory
     finally:
@@ -5583,11 +5967,17 @@ def find_holders(inodes, wanted):
             if time.monotonic() < deadline and wanted(owner):
                 for link in sockets_of(pid):
                     inode = link and link[len('socket:['):-1]
-                    if inode in inodes:
+                    if inode in inodes and not is_keeper(pid):
                         found.setdefault(inode, (pid, owner))
         except OSError:
             continue                        # gone, or not for us
     return found
+
+
+def is_keeper(pid):
+    """Is it the process that keeps the sockets of relays for later ones? Raises OSError."""
+    with open('/proc/%d/comm' % pid, 'rb') as file:
+        return file.read() == KEEPER + b'\n'
 
 
 def holds_socket(pid, inode):
@@ -5603,6 +5993,19 @@ def end_session(pid, inode):
     if not holds_socket(pid, inode):
         raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
     os.kill(pid, SIGTERM)
+
+
+def end_by_name(name, pid):
+    """Have a session end whose process was pid; since its network came back it is another one.
+
+    Raises OSError.
+    """
+    inode = find_sessions().get(name)
+    if inode is None or holds_socket(pid, inode):
+        end_session(pid, inode)
+    else:
+        with connect_session(name) as conn:
+            say_packet(conn, b'close')
 
 
 def find_sessions():
@@ -5764,13 +6167,15 @@ class Reaper:
                 name, pid = key if isinstance(key, tuple) else (None, key)
                 try:
                     if name:
-                        end_session(pid, find_sessions().get(name))
+                        end_by_name(name, pid)
                     else:
                         os.kill(pid, SIGTERM)
                     log.line(LOG_NOTICE, 'container gone: %s: session %d ended' % (each, pid))
-                except OSError:
+                except ProcessLookupError:
                     if name:
                         del self.sessions[key]      # it was gone already
+                except OSError:
+                    pass                            # the next time
 
 
 def is_witness(link, namespace):
@@ -5923,7 +6328,7 @@ class Server:
     sessions    the interfaces: pid -> what quotas count it by (see container_of()); those of quiet
                 relays, and of earlier daemons at the same place, have (name of Control's socket,
                 pid) instead of the pid: they are no children of ours
-    forker      where quiet relays come from
+    forker, keeper      where quiet relays come from, and who opens their networks again
     """
 
     def __init__(self, listener, rules, read_rules_again, limits=(SESSIONS_MAX, CONTAINER_MAX)):
@@ -5939,7 +6344,7 @@ class Server:
         self.refused, self.told = 0, 0.0    # by quotas, since it was logged; when that was
         self.looked = 0.0                   # when we looked which sessions there are
         self.reaper = Reaper(self.sessions)
-        self.forker = Forker()
+        self.forker, self.keeper = Forker(), Keeper()
         self.paused_until = None            # accepting is paused
         self.poller = select.epoll()
         self.signals = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -6055,8 +6460,9 @@ class Server:
                     break
                 self.sessions.pop(pid, None)
                 self.stuck.pop(pid, None)
-                if pid == self.forker.pid:
-                    self.forker.close()
+                for helper in self.forker, self.keeper:
+                    if pid == helper.pid:
+                        helper.close()
         except ChildProcessError:
             pass
         return True
@@ -6168,8 +6574,8 @@ class Server:
             return                          # the number was used again meanwhile
         except OSError:
             word = b''
-        if word.endswith(QUIET_WORD) and not self.forker.pid:
-            self.forker.start(self.run_child)   # it leaves all hand-overs to us
+        if word.endswith((QUIET_WORD, KEPT_WORD)):
+            self.start_helpers(word.endswith(KEPT_WORD))
         self.poller.unregister(fd)
         del self.hand_overs[fd]
         client = self.hearing.pop(fd, None) or self.granted.pop(fd)
@@ -6178,14 +6584,15 @@ class Server:
                 self.throttle.note(client, word == REFUSED_WORD)
             if self.is_last(word):
                 return
-            container = word.partition(QUIET_WORD)[0].decode('ascii', 'replace')
+            container = word.partition(b'\0')[0].decode('ascii', 'replace')
             refusal = self.over_quota(container)
             if not refusal:
                 try:
                     # It has its time for itself: killed, it could not end a program of cmd://,
                     # and the client chose when the request was complete.
                     pid = self.start(
-                        lambda done: serve_interface(link, done, self.place, self.forker),
+                        lambda done: serve_interface(link, done, self.place, self.forker,
+                                                     self.keeper),
                         time.monotonic() + HAND_OVER_TIME, client, link)
                     self.sessions[pid] = container
                     return
@@ -6197,6 +6604,17 @@ class Server:
                 link.send(b'%d %s' % (refusal[0], refusal[1].encode()), MSG_DONTWAIT)
             except OSError:
                 pass                        # it was cut off
+
+    def start_helpers(self, keeps):
+        """Have a forker, and if it is to keep relays, a keeper, who needs it as well.
+
+        They leave all hand-overs to us.
+        """
+        if not self.forker.pid:
+            self.keeper.close()             # the old one still has its relays, and the old forker
+            self.forker.start(self.run_child)
+        if keeps and not self.keeper.pid:
+            self.keeper.start(lambda work: self.run_child(work, True), self.forker)
 
     def is_last(self, word):
         """Is this the end, or how a part of a hand-over went? Notes which quiet relay has it."""
@@ -6264,8 +6682,9 @@ class Server:
     def run_child(self, work, keep=None, conn=None):
         """Fork a process that does work() and ends; return its pid. Raises OSError.
 
-        It leaves everything of the server behind, but for the socket keep. conn is that of a client
-        that must not take a defect of ours for success.
+        It leaves everything of the server behind, but for the socket keep, and the ways to forker
+        and keeper if there is a keep, which may be True. conn is that of a client that must not
+        take a defect of ours for success.
         """
         # Signals are blocked (see poll()): one for the child would still go into the server's pipe.
         pid = os.fork()
@@ -6278,6 +6697,7 @@ class Server:
             if not keep:                    # a relay lets them in when it can tidy up
                 set_mask(SIG_UNBLOCK, SIGNALS)
                 self.forker.close()         # who opens a network may have it relayed
+                self.keeper.close()
             os.setsid()                     # the terminal's signals are for the server
             self.poller.close()
             self.listener.close()

@@ -21,7 +21,7 @@ import tempfile
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from conftest import CLIENT, PYTHON, Container, Daemon, Host, wait_until  # noqa: E402
+from conftest import CLIENT, PYTHON, Container, Daemon, Host, processes, wait_until  # noqa: E402
 
 # case -> (title, unit, is more better, ratio to reach, ratio to aim at)
 CASES = {
@@ -152,7 +152,7 @@ def private_memory(pid):
 
 
 def memory(count, directory, scheme):
-    """Sum (kB) of the private memory of idle sessions, keepers too, after a minute's chatter."""
+    """Private memory (kB) of idle sessions, after some chatter, and of the daemon's helpers."""
     host = Host('host')
     daemon = Daemon(host, tempfile.mkdtemp(dir=directory))
     container = Container('many')
@@ -164,7 +164,8 @@ def memory(count, directory, scheme):
             container.client('-s', daemon.socket, '-i', 'vde%d' % index, vnl.format(index + 2))
             container.ip('link set vde%d up' % index)
         time.sleep(3)                       # router solicitations and the like
-        return sum(private_memory(pid) for pid in daemon.pids() if pid != daemon.process.pid)
+        return sum(private_memory(pid) for pid in processes(daemon.socket)
+                   if pid != daemon.process.pid)
     finally:
         daemon.close()
         container.close()

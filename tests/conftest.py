@@ -318,11 +318,14 @@ def processes(marker):
     return sorted(set(found) - {os.getpid()})
 
 
-def is_forker(pid):
-    """Is it the process that quiet relays are forked from? It stays as long as its daemon."""
+def is_helper(pid, names=('forker', 'keeper')):
+    """Is it the process that quiet relays are forked from, or their keeper?
+
+    They stay as long as their daemon, and the keeper as long as it has a relay.
+    """
     try:
         with open('/proc/%d/comm' % pid) as file:
-            return file.read() == 'vdelxcd-forker\n'
+            return file.read() in ['vdelxcd-%s\n' % name for name in names]
     except OSError:
         return False
 
@@ -392,8 +395,8 @@ class Daemon:
             return ''
 
     def pids(self):
-        """The processes of this daemon: itself and its sessions, without the forker."""
-        return [pid for pid in processes(self.socket) if not is_forker(pid)]
+        """The processes of this daemon: itself and its sessions, without its helpers."""
+        return [pid for pid in processes(self.socket) if not is_helper(pid)]
 
     def stop(self, number=signal.SIGTERM):
         """Stop the daemon; its sessions go on."""

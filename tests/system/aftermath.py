@@ -43,6 +43,11 @@ def private_memory(pid):
         return sum(int(line.split()[1]) << 10 for line in file if line.startswith('Private'))
 
 
+def have_keeper(container, daemon):
+    """Have the keeper of quiet relays start now, not when there is the first switch."""
+    container.client('-s', daemon.socket, '-i', 'none0', 'vde:///nowhere', check=False)
+
+
 def belonging(daemon):
     """The processes of a daemon: those with its socket in the command line, and their children.
 
@@ -75,7 +80,7 @@ def at_peace(daemon):
     """
     def at_rest(processes):
         servers = {each.pid for each in processes
-                   if not each.name.startswith('vdelxcd:') and each.name != 'vdelxcd-forker'}
+                   if not each.name.startswith(('vdelxcd:', 'vdelxcd-'))}
         return all(each.state == 'S' and not (each.pid in servers and each.parent in servers)
                    for each in processes)
 
@@ -171,6 +176,7 @@ class Bystanders:
             container.client('-s', its_daemon.socket, '-i', 'vde0', its_vnl)
             container.up('vde0', '%s.%d/24' % (net, number))
         self.ping()
+        have_keeper(self.pinger, daemon)
         self.note()
 
     def note(self):

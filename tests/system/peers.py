@@ -313,6 +313,12 @@ def session_pid(daemon):
     return pids[0]
 
 
+def another(daemon, pid):
+    """The pid of its one session, when that is not this one, and there is no other; else None."""
+    pids = session_pids(daemon)
+    return pids[0] if len(pids) == 1 and pids[0] != pid else None
+
+
 class Place:
     """A directory that every user can reach and write, with a copy of the daemon in it."""
 

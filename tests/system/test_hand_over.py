@@ -11,7 +11,7 @@ import threading
 
 import pytest
 
-from aftermath import Baseline
+from aftermath import Baseline, have_keeper
 from conftest import PYTHON, wait_until
 
 BY_HAND = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'by_hand.py')
@@ -45,6 +45,7 @@ class Innocents:
             container.up('vde0', address)
         self.a.ping('10.0.0.2')
         self.newcomer()
+        have_keeper(self.attacker, self.daemon)
         wait_until(lambda: len(self.daemon.pids()) == 3)
         self.baseline = Baseline(self.daemon)
 

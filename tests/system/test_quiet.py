@@ -9,7 +9,7 @@ import time
 import pytest
 
 from aftermath import private_memory
-from conftest import PYTHON, is_forker, parent, processes, wait_until
+from conftest import PYTHON, is_helper, parent, processes, wait_until
 from peers import RawPort, carrier, frame, join, session_pid, session_pids, transfer
 from test_daemon_life import fds
 from test_sessions import ask, connected, counters, listed, only, silence, tallies
@@ -33,7 +33,7 @@ sock.sendmsg([b'vxvde://\\0'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.arr
 
 def forkers(daemon):
     """The pids of the forkers of a daemon."""
-    return [pid for pid in processes(daemon.socket) if is_forker(pid)]
+    return [pid for pid in processes(daemon.socket) if is_helper(pid, ['forker'])]
 
 
 def forker(daemon):

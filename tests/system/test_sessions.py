@@ -13,7 +13,7 @@ import time
 import peers
 import pytest
 from conftest import DAEMON, PYTHON, Container, require, wait_until
-from peers import RawPort, Switch, frame, join, session_pid
+from peers import RawPort, Switch, another, frame, join, session_pid
 from test_daemon_life import fds
 from test_hand_over import BY_HAND
 from test_privileges import as_root, needs_all_pids, taken
@@ -239,11 +239,13 @@ def test_numbers_and_the_session_survive_the_network(pair, tmp_path, closing):
     wait_until(lambda: tallies(listed(daemon)[pid]) == counters(a))
     before = listed(daemon)[pid]
     switch.kill()
-    wait_until(lambda: state(daemon, pid) == 'waiting')
-    facts = listed(daemon)[pid]
+    waiting = wait_until(lambda: another(daemon, pid))
+    facts = listed(daemon)[waiting]
     assert facts['interface'] == 'vde0' and facts['out_frames'] >= before['out_frames']
+    assert (facts['state'], facts['since']) == ('waiting', before['since'])
     switch.restart()
-    wait_until(lambda: state(daemon, pid) == 'up')
+    pid = wait_until(lambda: another(daemon, waiting))
+    assert state(daemon, pid) == 'up'
 
     def captured_again():
         port.send(frame(200))
@@ -253,8 +255,8 @@ def test_numbers_and_the_session_survive_the_network(pair, tmp_path, closing):
     wait_until(lambda: tallies(listed(daemon)[pid]) == counters(a))
     assert capture.end() == ''
     switch.kill()
-    wait_until(lambda: state(daemon, pid) == 'waiting')
-    ask(daemon, '--close', str(pid))
+    waiting = wait_until(lambda: another(daemon, pid))
+    ask(daemon, '--close', str(waiting))
     assert daemon.pids() == [daemon.process.pid]
 
 
