@@ -5060,9 +5060,12 @@ def name_process(name):
         pass
 
 
+RELAY = b'vdelxcd:'                     # before the name of the interface
+
+
 def process_name(interface):
     """The name (bytes) of the process that relays an interface."""
-    return os.fsencode('vdelxcd:' + printable(interface))
+    return RELAY + os.fsencode(printable(interface))
 
 
 # ==================================================================================================
@@ -5921,8 +5924,13 @@ class Asked:
         return bool(data)
 
     def look_up(self, holders):
-        """Take pid and owner from what find_holders() found; False when it is not there."""
-        self.pid, self.owner = holders.get(self.inode, (self.pid, self.owner))
+        """Take the pid from what find_holders() found, and the owner if we were not let in.
+
+        False when it is not there.
+        """
+        self.pid, owner = holders.get(self.inode, (self.pid, None))
+        if self.owner is None:
+            self.owner = owner
         return self.inode in holders
 
 
@@ -5958,26 +5966,24 @@ def sockets_of(pid):
 def find_holders(inodes, wanted):
     """Who holds sockets, by /proc: {inode: (pid, uid)}, of the first process of each.
 
-    Only processes are looked at whose user wanted() says, and no longer than for ASK_TIME.
+    Only processes are looked at whose user wanted() says, or that are named like relays, which have
+    another user; and no longer than for ASK_TIME. The keeper only keeps sockets of others.
     """
     found, deadline = {}, time.monotonic() + ASK_TIME
     for pid in sorted(map(int, filter(str.isdigit, os.listdir('/proc')))) if inodes else ():
         try:
             owner = os.stat('/proc/%d' % pid).st_uid
-            if time.monotonic() < deadline and wanted(owner):
+            with open('/proc/%d/comm' % pid, 'rb') as file:
+                name = file.read()[:-1]
+            if time.monotonic() < deadline and name != KEEPER and (
+                    wanted(owner) or name.startswith(RELAY)):
                 for link in sockets_of(pid):
                     inode = link and link[len('socket:['):-1]
-                    if inode in inodes and not is_keeper(pid):
+                    if inode in inodes:
                         found.setdefault(inode, (pid, owner))
         except OSError:
             continue                        # gone, or not for us
     return found
-
-
-def is_keeper(pid):
-    """Is it the process that keeps the sockets of relays for later ones? Raises OSError."""
-    with open('/proc/%d/comm' % pid, 'rb') as file:
-        return file.read() == KEEPER + b'\n'
 
 
 def holds_socket(pid, inode):
@@ -6074,7 +6080,8 @@ def ask_some(to_ask, wanted, trusted):
     for session in silent:
         session.look_up(holders)
     for session in to_ask:
-        (silent if session.look_up(holders) else others).append(session)
+        known = session.look_up(holders) and wanted(session.owner)
+        (silent if known else others).append(session)
     return found + silent, others
 
 

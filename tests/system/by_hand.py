@@ -160,7 +160,8 @@ def hold(path, vnl):
     answered = ask(path, vnl.encode() + b'\0', [fd])
     os.set_blocking(fd, True)
     print(json.dumps(answered), flush=True)
-    sys.stdin.read()
+    while not select.select([sys.stdin], [], [], 0.005)[0]:
+        os.set_blocking(fd, True)           # the session may have set it back
 
 
 if __name__ == '__main__':

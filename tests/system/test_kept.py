@@ -3,19 +3,20 @@
 import os
 import re
 import signal
+import subprocess
 import threading
 import time
 
 import pytest
 
 from aftermath import private_memory
-from conftest import Container, is_helper, parent, processes, wait_until
-from peers import (RawPort, Switch, another, carrier, frame, join, session_pid, session_pids,
-                   transfer)
+from conftest import PYTHON, Container, is_helper, parent, processes, wait_until
+from peers import RawPort, Switch, carrier, frame, join, session_pid, session_pids, transfer
 from test_daemon_life import fds
+from test_hand_over import BY_HAND
 from test_hostile_switch import FalseSwitch
 from test_privileges import needs_all_pids
-from test_quiet import ASKED, QUIET, forker, forkers, is_quiet
+from test_quiet import ASKED, HASTY, QUIET, forker, forkers, is_quiet
 from test_sessions import ask, counters, listed, only, silence, tallies
 
 A, B = '10.0.0.1', '10.0.0.2'
@@ -341,3 +342,41 @@ def test_the_frame_that_ends_a_quiet_time_is_not_lost(pair, tmp_path, closing):
         thread.join()
         return not is_quiet(pid) and got == burst and listed(daemon)[pid]['out_drops'] == dropped
     assert any(all_arrive() for _ in range(5))
+
+
+def test_a_client_that_hangs_up_leaves_nothing_behind(host, new_container, new_daemon, switch):
+    daemon, container = new_daemon(host), new_container()
+    for _ in range(5):
+        container.run(PYTHON, '-c', HASTY.replace('vxvde://', 'vde://' + switch.path),
+                      daemon.socket)
+        wait_until(lambda: 'vde0' not in container.interfaces())
+        wait_until(lambda: daemon.pids() == [daemon.process.pid])
+    keeper, = keepers(daemon)
+    wait_until(lambda: '/dev/net/tun' not in fds(keeper))
+    join(container, daemon, 'vde://' + switch.path)
+    assert is_quiet(session_pid(daemon)) and fds(keeper).count('/dev/net/tun') == 1
+
+
+def test_who_is_kept_from_answering_is_ended_and_not_the_keeper(two, switch, new_container):
+    """Root in a container makes the reads of a busy relay wait for a frame."""
+    daemon, a, b = two
+    c, pids = new_container(), session_pids(daemon)
+    holder = c.popen(PYTHON, BY_HAND, daemon.socket, 'hold', 'vde://' + switch.path,
+                     stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == b'"0\\u0000"\n'
+    c.ip('link set hold0 up')
+    pid, = set(session_pids(daemon)) - set(pids)
+    port, (keeper,) = RawPort(c, 'hold0'), keepers(daemon)
+
+    def hangs():
+        port.send(*[frame()] * 100)
+        return only(listed(daemon), pid=pid)['state'] == 'no answer'
+    wait_until(hangs)
+    port.close()
+    ask(daemon, '--close', str(pid))
+    assert session_pids(daemon) == pids
+    outage(daemon, switch)
+    assert keepers(daemon) == [keeper]
+    wait_until(lambda: a.ping(B, 1, False).returncode == 0 and b.ping(A, 1, False).returncode == 0)
+    holder.kill()
+    holder.wait()
