@@ -103,7 +103,8 @@ def keeper_of(vdelxcd):
     for keeper, process in started:
         keeper.close()
         process.kill()
-        process.communicate()
+        process.wait()
+        process.stderr.close()
 
 
 def an_order(vdelxcd):
