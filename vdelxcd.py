@@ -5075,7 +5075,7 @@ def process_name(interface):
 # Most interfaces are idle most of the time, and what an idle one costs is memory that its process
 # shares with no other: every page that Python writes to, if only to count references. That is
 # 1.5 MB for serve_interface(), and 1.8 MB when it has to keep a relay. So where a network needs no
-# more than its sockets, the relay begins as a quiet one, with 0.36 MB: one method carries a frame
+# more than its sockets, the relay begins as a quiet one, with 0.37 MB: one method carries a frame
 # at a time, in a process forked from one (the forker) that did nothing before but fork, and, once,
 # all that a quiet relay does: what the interpreter keeps about code that runs is there then, and
 # shared. It answers sooner, too: a ping takes a third less time than through relay(). When frames
