@@ -407,8 +407,10 @@ class Daemon:
         """Stop the daemon and end its sessions."""
         end_in_order(self.pids)
         deadline = time.monotonic() + 10
-        while self.pids() and time.monotonic() < deadline:
-            for pid in self.pids():
+        # A session may be about to be one, of another process; helpers end when there is none.
+        while processes(self.socket) and time.monotonic() < deadline:
+            patient = time.monotonic() < deadline - 5
+            for pid in self.pids() if patient else processes(self.socket):
                 try:
                     os.kill(pid, signal.SIGKILL)
                 except OSError:
