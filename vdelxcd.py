@@ -5578,11 +5578,11 @@ class QuietRelay:
                         return
                     if peer != seen_peer or not begins(seen, first) or (
                             not least <= length <= most):
-                        # An echo is known by being what was sent last, or from where that came;
-                        # else as Vxvde does, which makes a socket, and 28 kB less that is shared.
-                        if peer[1] == own_port and (
-                                peer == ours or length == sent and view[first:first + sent] == out[
-                                    first:first + sent] or is_ours(peer, kind)):
+                        # An echo is known by the MAC that sent what went out last, or by where one
+                        # came from; else as Vxvde does, with a socket, and 28 kB less is shared.
+                        if peer[1] == own_port and (peer == ours or sent and length >= least and (
+                                buf[start + 6:start + 12] == out_buf[start + 6:start + 12]) or (
+                                    is_ours(peer, kind))):
                             ours = peer
                             continue
                         if buf[first] == BULK_FLAGS:        # it will be asked again

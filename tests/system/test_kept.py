@@ -1,7 +1,6 @@
 """Quiet relays of vde://, and the one process that opens their networks again."""
 
 import os
-import re
 import signal
 import subprocess
 import threading
@@ -16,7 +15,7 @@ from test_daemon_life import fds
 from test_hand_over import BY_HAND
 from test_hostile_switch import FalseSwitch
 from test_privileges import needs_all_pids
-from test_quiet import ASKED, HASTY, QUIET, forker, forkers, is_quiet
+from test_quiet import ASKED, HASTY, QUIET, forker, forkers, is_quiet, prove_no_rights
 from test_sessions import ask, counters, listed, only, silence, tallies
 
 A, B = '10.0.0.1', '10.0.0.2'
@@ -85,15 +84,7 @@ def test_an_idle_interface_at_a_switch_costs_little_and_one_keeper_is_for_all(tw
 def test_relays_at_a_switch_have_no_more_rights_than_others(two):
     daemon, _, _ = two
     for pid in session_pids(daemon):
-        with open('/proc/%d/status' % pid) as file:
-            status = dict(re.findall(r'(\w+):[ \t]*(.*)', file.read()))
-        if os.geteuid() == 0:
-            assert set(status['Uid'].split() + status['Gid'].split()) == {'65534'}
-            assert status['Groups'].strip() == '' and int(status['CapEff'], 16) == 0
-        with open('/proc/%d/limits' % pid) as file:
-            limits = dict(re.findall(r'Max ([a-z ]*?) {2,}(\w+) ', file.read()))
-        assert [limits[kind] for kind in ('processes', 'open files', 'core file size')] == [
-            '0', '64', '0']
+        prove_no_rights(pid)
 
 
 class TalkingSwitch(FalseSwitch):

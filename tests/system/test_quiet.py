@@ -50,6 +50,19 @@ def is_quiet(pid):
     return 'anon_inode:[eventpoll]' not in fds(pid)
 
 
+def prove_no_rights(pid):
+    """A relay is nobody, without capabilities, and limited."""
+    with open('/proc/%d/status' % pid) as file:
+        status = dict(re.findall(r'(\w+):[ \t]*(.*)', file.read()))
+    if os.geteuid() == 0:
+        assert set(status['Uid'].split() + status['Gid'].split()) == {'65534'}
+        assert status['Groups'].strip() == '' and int(status['CapEff'], 16) == 0
+    with open('/proc/%d/limits' % pid) as file:
+        limits = dict(re.findall(r'Max ([a-z ]*?) {2,}(\w+) ', file.read()))
+    assert [limits[kind] for kind in ('processes', 'open files', 'core file size')] == [
+        '0', '64', '0']
+
+
 @pytest.fixture
 def two(pair):
     """A daemon and two containers on vxvde://, without frames of their kernels."""
@@ -110,15 +123,7 @@ def test_what_a_quiet_relay_costs(two):
 def test_a_quiet_relay_has_no_more_rights_than_others(two):
     daemon, _, _ = two
     for pid in session_pids(daemon):
-        with open('/proc/%d/status' % pid) as file:
-            status = dict(re.findall(r'(\w+):[ \t]*(.*)', file.read()))
-        if os.geteuid() == 0:
-            assert set(status['Uid'].split() + status['Gid'].split()) == {'65534'}
-            assert status['Groups'].strip() == '' and int(status['CapEff'], 16) == 0
-        with open('/proc/%d/limits' % pid) as file:
-            limits = dict(re.findall(r'Max ([a-z ]*?) {2,}(\w+) ', file.read()))
-        assert [limits[kind] for kind in ('processes', 'open files', 'core file size')] == [
-            '0', '64', '0']
+        prove_no_rights(pid)
         sockets = [fd for fd in fds(pid) if fd.startswith('socket:')]
         assert len(sockets) == 3 and not set(sockets) & set(fds(forker(daemon)))
 
