@@ -5428,17 +5428,19 @@ class QuietRelay:
     """The relay of a Vxvde or Vde while frames come one by one: at most FRAMES in WINDOW.
 
     With few objects: each that is used is written to, and the page that it lies in is no longer
-    shared. So here are three long methods where ten would read better: they made 0.8 MB of 0.45.
+    shared. So here are three long methods where ten would read better: they made 0.8 MB of 0.45. A
+    method that is called takes two pages; so what writes to the TAP stands here twice.
 
     templates   kind of socket -> two such sockets, made before the fork; those of the plug take
                 their places, and are then
     own, heard  of a Vde, where frames come and go, and what is connected to the switch
     lifeline    descriptor that leads to the keeper, or None
     unsent      bytes of the frame from the TAP for which there was no room, or 0
+    failed      errno of the frame to the group that could not be sent, or 0
     listener    a template, too: Control's socket takes its place
     asker       another, for the connection of who asks; asker_tools has what is done with both
     tap, control    descriptors; that of the listener
-    read        reads the TAP into a buffer; see Packets.recv()
+    read, take  read the TAP, and what a Vde receives, into a buffer; see Packets.recv()
     macs        MAC (int) -> (peer, when it was learned)
     tallies     as Control.tallies() has them
     asking      the connection of who asks for more than the status
@@ -5475,9 +5477,8 @@ class QuietRelay:
                                 for fd in (self.tap, self.templates[AF_UNIX][0].fileno())]
         self.macs, self.tallies, self.is_grown = {}, [0] * 6, False
         self.control = listener.fileno()
-        self.own = self.heard = self.order = self.head = self.asking = None
-        self.lifeline = None
-        self.failed = self.unsent = 0   # errno of the frame to the group that could not be sent
+        self.own = self.heard = self.order = self.head = self.asking = self.lifeline = None
+        self.failed = self.unsent = 0
 
     def take_order(self, orders):
         """Take the next order; the descriptors that came with it. Raises BlockingIOError."""
@@ -5792,27 +5793,30 @@ class QuietRelay:
                 (self.relay_local if self.head[2] == AF_UNIX else self.relay_overlay)()
                 self.hand_over(session)
 
+    def say_to_keeper(self, word):
+        """Say the only word to the keeper; a socket that shows when it has heard it, or None."""
+        lifeline = socket.socket(AF_UNIX, SOCK_SEQPACKET, 0, self.lifeline)
+        lifeline.settimeout(Helper.PATIENCE)
+        self.lifeline = None
+        return lifeline if say_packet(lifeline, word) else None
+
     def call_keeper(self, session):
         """Our session lost its network: say so to the keeper, if there is one, before we end."""
-        if self.lifeline is not None:
-            lifeline = socket.socket(AF_UNIX, SOCK_SEQPACKET, 0, self.lifeline)
-            self.lifeline = None
-            if not say_packet(lifeline, session.control.TALLIES.pack(*session.control.tallies())):
-                log.line(LOG_ERR, 'its keeper is gone: %s (%s)' % (
-                    excerpt(session.vnl.text), session.who))
+        control = session.control
+        if self.lifeline is not None and not self.say_to_keeper(
+                control.TALLIES.pack(*control.tallies())):
+            log.line(LOG_ERR, 'its keeper is gone: %s (%s)' % (
+                excerpt(session.vnl.text), session.who))
 
     def leave_keeper(self):
         """Before we end, have the keeper let go of the TAP.
 
         Who is the last to close it waits 20 ms for the kernel: one relay, not those of all others.
         """
-        if self.lifeline is not None:
-            lifeline = socket.socket(AF_UNIX, SOCK_SEQPACKET, 0, self.lifeline)
-            lifeline.settimeout(Helper.PATIENCE)
-            self.lifeline = None
+        lifeline = self.lifeline is not None and self.say_to_keeper(LEAVING_WORD)
+        if lifeline:
             try:
-                if say_packet(lifeline, LEAVING_WORD):
-                    lifeline.recv(1)
+                lifeline.recv(1)
             except OSError:
                 pass
 
