@@ -9,9 +9,10 @@ fails, no interface is left.
     container                                    host
     TAP vde0 -- descriptor, VNL --> /vde/vdelxcs --> vdelxcd --> VDE network
 
-It opens /dev/net/tun, the daemon's socket and, for settings, the kernel's rtnetlink, and nothing
-else: it writes no file, starts no program, and needs only a Python interpreter (3.6 or later,
-python3-minimal is enough). It runs from standard input too: python3 - vxvde:// < vdelxcc.py
+It opens /dev/net/tun, the daemon's socket, a setting of its interface in sysfs and, for other
+settings, the kernel's rtnetlink, and nothing else: it starts no program, and needs only a Python
+interpreter (3.6 or later, python3-minimal is enough). It runs from standard input too:
+python3 - vxvde:// < vdelxcc.py
 
 The rooms of this file, in order (each uses only those above it): numbers from outside, errors,
 rtnetlink, the TAP, interface settings, hand-over, command line.
@@ -97,12 +98,18 @@ TUN_DEVICE = '/dev/net/tun'
 SWAPPED_IOCTL = ('mips', 'ppc', 'sparc', 'alpha', 'parisc')
 TUNSETIFF = 0x800454ca if os.uname().machine.startswith(SWAPPED_IOCTL) else 0x400454ca
 IFF_TAP = 0x0002
+IFF_NAPI = 0x0010                           # its frames come through NAPI, and so through GRO
 IFF_NO_PI = 0x1000
 IFF_VNET_HDR = 0x4000                       # frames with a virtio_net_hdr
 IFF_TUN_EXCL = 0x8000                       # a new interface, or EBUSY
 IFREQ = struct.Struct('16sH22x')            # struct ifreq: name[16], flags, padding to 40 bytes
 TAP_MTU_MAX = 65521                         # bytes, of a TAP
 IFNAMSIZ = 16                               # with the closing NUL
+
+# sysfs of a network namespace (Documentation/ABI/testing/sysfs-class-net)
+INTERFACES = '/sys/class/net'
+GRO_HOLD = INTERFACES + '/%s/gro_flush_timeout'
+HOLD = 4000000                              # ns: a tick of most kernels; a timer of its own costs
 
 # rtnetlink(7), numbers in the host's order: <linux/netlink.h>, <linux/rtnetlink.h>,
 # <linux/if_link.h>, <linux/if_addr.h>. A message is a header, the body of its kind, attributes.
@@ -316,6 +323,35 @@ def make_tap(names, flags):
     except OSError:
         pass                                # it went, or rtnetlink may not be used here
     raise failure('interface definition', number, name, TAKEN_ADVICE[number])
+
+
+def may_merge():
+    """Can we have GRO merge? Then sysfs can be written, and shows the interfaces of this namespace.
+
+    Those of another one are none of our business.
+    """
+    try:
+        shown = set(os.listdir(INTERFACES)) - {'bonding_masters'}
+        return shown == {name for _, name in socket.if_nameindex()} and os.access(
+            GRO_HOLD % 'lo', os.W_OK)
+    except OSError:
+        return False
+
+
+def merge_segments(name):
+    """Have GRO keep a TCP segment that comes in until the rest of a burst is there.
+
+    The daemon writes frame by frame, and GRO would see each alone. What TCP has to handle, and to
+    acknowledge, is one segment of up to 64 kB now, not 45: 1158 to 1398 Mbit/s on vxvde:// (medians
+    of 7), 612 to 715 through a vde_switch. The last of a burst does not wait: the daemon sees to
+    that. Returns what to tell.
+    """
+    try:
+        with open(GRO_HOLD % name, 'wb', 0) as file:
+            file.write(b'%d' % HOLD)
+        return 'merged (GRO)'
+    except OSError as error:
+        return 'not merged: %s' % error
 
 
 def delete_tap(name):
@@ -776,6 +812,8 @@ def run(options):
             flags, keys['offload'] = flags | IFF_VNET_HDR, '1'
         elif 'offload' in options:
             tell('this daemon has no offload; going on without')
+    if not flags & IFF_VNET_HDR and may_merge():
+        flags |= IFF_NAPI
     import signal                           # it brings enum along, which takes 4 ms
     # From now on there is something to remove: who ends us does so as an interrupt would.
     for number in signal.SIGTERM, signal.SIGHUP:
@@ -785,6 +823,10 @@ def run(options):
     interface = Interface(name, tell)
     tell(name + ': made')
     try:
+        if not flags & IFF_VNET_HDR:
+            tell('%s: TCP segments that come in are %s' % (
+                name, merge_segments(name) if flags & IFF_NAPI else
+                'not merged: /sys is not writable, or not of this namespace'))
         set_before(interface, options)
         answer = hand_over(daemon, tap, options['vnl'], keys, timeout)
         tell('%s: handed over, %s' % (name, options['vnl'] or 'the default network'))

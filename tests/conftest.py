@@ -191,13 +191,21 @@ def vdelxcc():
 class Namespace:
     """A network namespace, alive as long as its holder process."""
 
+    HOLDER = 'unshare', '--net', 'sleep', 'infinity'
+    ENTER = '--net=/proc/%d/ns/net',
+
     def __init__(self, name):
         self.name = name
         self.children, self.sockets = [], []
-        self.holder = subprocess.Popen(['unshare', '--net', 'sleep', 'infinity'])
+        self.holder = subprocess.Popen(self.HOLDER)
         mine = os.readlink('/proc/self/ns/net')
         wait_until(lambda: self.inode() not in (None, mine), what='namespace ' + name)
+        wait_until(self.has_begun, what='holder of ' + name)
         self.run('ip', 'link', 'set', 'lo', 'up')
+
+    def has_begun(self):
+        with open('/proc/%d/comm' % self.holder.pid) as file:
+            return file.read() == 'sleep\n'
 
     def inode(self):
         try:
@@ -207,7 +215,8 @@ class Namespace:
 
     def command(self, *argv):
         """argv, to be run inside."""
-        return ['nsenter', '--net=/proc/%d/ns/net' % self.holder.pid] + [str(arg) for arg in argv]
+        enter = [each.replace('%d', str(self.holder.pid)) for each in self.ENTER]
+        return ['nsenter'] + enter + [str(arg) for arg in argv]
 
     def run(self, *argv, check=True, timeout=30, **more):
         """Run to the end; the CompletedProcess has stdout and stderr as text."""
@@ -291,7 +300,11 @@ class Host(Namespace):
 
 
 class Container(Namespace):
-    """A namespace that plays a container: it runs the client."""
+    """A namespace that plays a container, with a /sys of its own: it runs the client."""
+
+    HOLDER = ('unshare', '--net', '--mount', 'sh', '-c',
+              'mount -t sysfs sysfs /sys && exec sleep infinity')
+    ENTER = '--net=/proc/%d/ns/net', '--mount=/proc/%d/ns/mnt', '--wd=.'
 
     def client(self, *argv, check=True, python=PYTHON, **more):
         """Run vdelxcc.py."""

@@ -67,7 +67,7 @@ def test_success_is_silent_and_v_prints_the_name(container, daemon):
     done = container.client('-s', daemon.socket, 'null://')
     assert (done.stdout, done.stderr) == ('', '')
     done = container.client('--socket=' + daemon.socket, '--verbose', 'null://')
-    assert done.stdout == 'vde1\n' and done.stderr.count('\nvdelxcc: vde1: ') == 2
+    assert done.stdout == 'vde1\n' and done.stderr.count('\nvdelxcc: vde1: ') == 3
     assert container.interfaces() == {'lo', 'vde0', 'vde1'}
 
 

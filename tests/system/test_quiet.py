@@ -12,7 +12,7 @@ from aftermath import private_memory
 from conftest import PYTHON, is_helper, parent, processes, wait_until
 from peers import RawPort, carrier, frame, join, session_pid, session_pids, transfer
 from test_daemon_life import fds
-from test_sessions import ask, connected, counters, listed, only, silence, tallies
+from test_sessions import agree, ask, connected, counters, listed, only, silence, tallies
 
 # Bytes of its own. Debian's interpreter takes 340 kB; one whose site-packages import threading and
 # random (a .pth file may), which have code of their own run after each fork, twice as much.
@@ -366,8 +366,7 @@ def test_after_bursts_it_is_quiet_again_and_nothing_was_lost(two, wire):
         here.send(frame(60, 1, 7))              # where the peer is was not forgotten
         assert wire.recv(100) == HEADER + frame(60, 1, 7)
         for container in a, b:
-            now = only(listed(daemon), container=container.inode())
-            assert tallies(now) == counters(container)
+            assert agree(only(listed(daemon), container=container.inode()), container)
         a.ping('10.0.0.2')
         assert not any(map(is_quiet, session_pids(daemon))), 'who was asked'
     here.close()

@@ -83,6 +83,13 @@ def counters(container, name='vde0'):
     return words[1], words[0], words[3], words[2]
 
 
+def agree(facts, container):
+    """Does a session count what the container's kernel counts? That counts padding as well."""
+    ours, theirs = tallies(facts), counters(container)
+    return ours[0] == theirs[0] and ours[2:] == theirs[2:] and (
+        0 <= theirs[1] - ours[1] <= ours[0])
+
+
 def tallies(facts):
     """The same of a session."""
     return tuple(facts[key] for key in ('in_frames', 'in_bytes', 'out_frames', 'out_bytes'))

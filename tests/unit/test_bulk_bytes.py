@@ -7,8 +7,8 @@ import time
 import pytest
 
 from fuzzing import fuzz                                                        # noqa: F401
+from segments import is_right, ones_sum, segment
 from test_fuzz_frames import fill, frames_of
-from test_merging import is_right, ones_sum, segment
 
 HERE, THERE, ELSEWHERE = ('192.0.2.1', 4001), ('192.0.2.2', 4002), ('192.0.2.3', 4003)
 VXLAN = bytes.fromhex('0800000012345600')           # VNI 0x123456

@@ -109,11 +109,11 @@ def keeper_of(vdelxcd):
 
 def an_order(vdelxcd):
     """An order for a quiet relay."""
-    order = vdelxcd.Order('vde0', 'vde0, pid 1 uid 2 gid 3', 'vde:///none', 'net:[1]', {},
+    order = vdelxcd.Order('vde0', False, 'vde0, pid 1 uid 2 gid 3', 'vde:///none', 'net:[1]', {},
                           vdelxcd.read_vnl('vde:///none'))
     facts = order.facts(0, '/nowhere')
     return vdelxcd.QUIET_ORDER.pack(b'vdelxcd:vde0', 0, vdelxcd.AF_UNIX, bytes(8), 0, 0.0,
-                                    *[0] * 6, len(facts)) + facts + order.pack()
+                                    *[0] * 7, len(facts)) + facts + order.pack()
 
 
 def test_false_calls_end_nothing_but_who_calls(vdelxcd, keeper_of):

@@ -11,7 +11,8 @@ import struct
 import pytest
 
 from fuzzing import fuzz                                                        # noqa: F401
-from test_merging import is_right, segment, writes                              # noqa: F401
+from segments import is_right, segment
+from test_merging import writes                                                 # noqa: F401
 
 SHORTEST, LONGEST = 14, 9234
 EVERYONE = b'\xff' * 6
