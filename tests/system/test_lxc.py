@@ -47,16 +47,21 @@ def entries(shared):
 
 
 class Lxc:
-    """An LXC container in a directory of its own."""
+    """An LXC container in a directory of its own.
 
-    def __init__(self, directory, name, more='', around=()):
+    maps are lines of its configuration that it is made with; more are added at the end.
+    """
+
+    def __init__(self, directory, name, more='', maps='', around=()):
         self.path, self.name, self.around = str(directory), name, list(around)
         self.log = os.path.join(self.path, name + '.log')
         base = os.path.join(self.path, name + '.base')
         with open(base, 'w') as file:
-            file.write(PLAIN.format(cgroup=CGROUP, name=name) + more)
+            file.write(PLAIN.format(cgroup=CGROUP, name=name) + maps)
         self.monitor = None
         self.lxc('create', '-t', 'busybox', '-f', base)
+        with open(os.path.join(self.path, name, 'config'), 'a') as file:
+            file.write(more)                # behind the template's lines
 
     def lxc(self, tool, *argv, check=True, **more):
         """Run one of the lxc- tools on this container."""
@@ -177,6 +182,8 @@ def test_the_tutorial_gives_two_lxc_containers_a_network(containers):
         copy_client(container)
         done = container.attach('sh', '-c', line)
         assert (done.stdout, done.stderr) == ('', ''), daemon.log()
+        held = container.attach('cat', '/sys/class/net/vde0/gro_flush_timeout').stdout
+        assert held == '4000000\n', 'TCP segments that come in are not merged'
     assert '1 packets received' in one.attach('sh', '-c', ping).stdout
     assert '1 packets received' in two.attach('sh', '-c', ping.replace('.2', '.1')).stdout
     for count, container in enumerate((one, two), 1):
@@ -255,9 +262,9 @@ def test_an_unprivileged_container_needs_an_open_device_and_an_open_socket(
     os.mknod(device, stat.S_IFCHR | 0o600, os.stat('/dev/net/tun').st_rdev)
     with open(ranges, 'w') as file:
         file.write('root:100000:65536\n')
-    lines = entries(shared).replace('/dev/net/tun dev/', device + ' dev/') + '\n'.join(maps) + '\n'
+    lines = entries(shared).replace('/dev/net/tun dev/', device + ' dev/')
     bind = 'for kind in u g; do mount --bind %s /etc/sub${kind}id || exit; done; exec "$@"' % ranges
-    one = new_lxc('one', lines, directory=open_directory,
+    one = new_lxc('one', lines, maps='\n'.join(maps) + '\n', directory=open_directory,
                   around=['unshare', '--mount', 'sh', '-c', bind, 'sh'])
     refusal = one.start()
     assert not refusal, refusal

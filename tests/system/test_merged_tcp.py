@@ -200,14 +200,13 @@ def test_a_lone_segment_through_a_quiet_relay_does_not_wait(scene, closing, vers
 @pytest.mark.parametrize('version', [4, 6])
 def test_the_last_segments_through_a_busy_relay_do_not_wait(scene, closing, version):
     container, peer, pid = scene
-    until_busy(peer, pid)
     eyes = closing(Eyes(container, version))
     for index in range(0, 200, 20):
+        until_busy(peer, pid)               # each time: it may have become quiet again
         frames = row(20, index, version)
         peer.send(*frames)
         found = eyes.look(1, 20 * SIZE)
         assert bytes_of(found, version) == b''.join(each[-SIZE:] for each in frames)
-    assert not is_quiet(pid)
 
 
 def test_merged_segments_are_whole_whatever_comes_between(scene, closing):
