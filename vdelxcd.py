@@ -5666,7 +5666,7 @@ class QuietRelay:
                     if prefix:
                         buf[before:start] = bytes(prefix)
                     end = first + length
-                    if merges and length > kept and is_kept(buf, start):
+                    if merges and length >= kept and is_kept(buf, start):
                         buf[end] = 0
                         end += 1
                     try:
@@ -5750,7 +5750,7 @@ class QuietRelay:
                     if prefix:
                         buf[before:start] = bytes(prefix)
                     end = start + length
-                    if merges and length > kept and is_kept(buf, start):
+                    if merges and length >= kept and is_kept(buf, start):
                         buf[end] = 0
                         end += 1
                     try:
