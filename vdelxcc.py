@@ -28,24 +28,34 @@ import sys
 import time
 
 
-# The library's socket imports three modules for functions that are not used here, and that takes
-# longer than all our other imports together. So it is imported without them; a Python that does not
-# like it imports it as ever.
 class Absent:
-    """Stands in for these modules, and for the classes that socket makes enumerations with."""
+    """Stands in for three modules while a fourth is imported, which needs them to make enumerations
+    with and for what is not used here. They take longer than all our other imports together.
 
-    _convert = _convert_ = staticmethod(lambda *_, **__: None)
+    A Python that does not like that imports the module as ever, afterwards.
+    """
+
+    def __enter__(self):
+        """Stand in for those that are not there yet."""
+        self.IntEnum = self.IntFlag = self
+        self.names = {'enum', 'selectors', 'array'} - set(sys.modules)
+        sys.modules.update(dict.fromkeys(self.names, self))
+
+    def __exit__(self, kind, *_):
+        """Go, and take any exception along."""
+        for name in self.names:
+            del sys.modules[name]
+        return kind is not None and issubclass(kind, Exception)
+
+    def _convert_(self, name, module, *_, **__):
+        """What makes an enumeration: this one gives a number as it is."""
+        setattr(sys.modules[module], name, lambda number: number)
+
+    _convert = _convert_                    # its name until Python 3.7
 
 
-LEFT_OUT = {name: Absent for name in ('enum', 'selectors', 'array') if name not in sys.modules}
-Absent.IntEnum = Absent.IntFlag = Absent
-sys.modules.update(LEFT_OUT)
-try:
+with Absent():
     import socket
-except Exception:
-    pass
-for module in LEFT_OUT:
-    del sys.modules[module]
 import socket
 
 VERSION = '0.1.0'
@@ -185,6 +195,7 @@ CONNECT_ADVICE = {
     errno.ECONNREFUSED: 'no daemon listens there; start vdelxcd on the host',
     errno.EACCES: "the socket's mode or owner keeps you out; see vdelxcd -m",
     errno.EAGAIN: 'the daemon does not accept connections',
+    errno.ENAMETOOLONG: '%d bytes at most' % SUN_PATH_MAX,
 }
 REFUSAL_ADVICE = {
     errno.EACCES: "refused by the daemon's rules; vdelxcd's log on the host names the rule",
@@ -206,9 +217,11 @@ class Failure(Exception):
     """What ends the program: one line for stderr, exit status 1."""
 
 
-def failure(doing, number, *details):
-    """A Failure that reads "doing: the system's text for the errno: details"; None is no detail."""
-    return Failure(': '.join(filter(None, (doing, os.strerror(number)) + details)))
+def failure(doing, number, detail=None, advice=None):
+    """A Failure: "doing: the errno's text: detail: advice". Advice may be a dict of errno -> it."""
+    if isinstance(advice, dict):
+        advice = advice.get(number)
+    return Failure(': '.join(filter(None, (doing, os.strerror(number), detail, advice))))
 
 
 def one_line(text):
@@ -225,14 +238,17 @@ def attribute(kind, data):
     return RTATTR.pack(RTATTR.size + len(data), kind) + data + bytes(-len(data) % 4)
 
 
+def parts(header, data):
+    """Split messages or attributes: yields (the header's fields, what comes after it) of each."""
+    while len(data) >= header.size:
+        fields = header.unpack_from(data)
+        yield fields, data[header.size:fields[0]]
+        data = data[max(fields[0] + 3 & ~3, header.size):]
+
+
 def attributes(data):
     """The attributes in data: a dict of kind -> bytes."""
-    found = {}
-    while len(data) >= RTATTR.size:
-        length, kind = RTATTR.unpack_from(data)
-        found[kind] = data[RTATTR.size:length]
-        data = data[max(length + 3 & ~3, RTATTR.size):]
-    return found
+    return {kind: content for (_, kind), content in parts(RTATTR, data)}
 
 
 def ask_kernel(kind, flags, body):
@@ -245,11 +261,7 @@ def ask_kernel(kind, flags, body):
         kernel.send(NLMSGHDR.pack(NLMSGHDR.size + len(body), kind,
                                   NLM_F_REQUEST | NLM_F_ACK | flags, 1, 0) + body)
         while True:
-            data = kernel.recv(NETLINK_MAX)
-            while len(data) >= NLMSGHDR.size:
-                length, kind = NLMSGHDR.unpack_from(data)[:2]
-                content = data[NLMSGHDR.size:length]
-                data = data[max(length + 3 & ~3, NLMSGHDR.size):]
+            for (_, kind, _, _, _), content in parts(NLMSGHDR, kernel.recv(NETLINK_MAX)):
                 number = -NLMSGERR.unpack_from(content)[0] if kind == NLMSG_ERROR else 0
                 if number:
                     raise OSError(number, os.strerror(number))
@@ -308,8 +320,7 @@ def make_tap(names, flags):
     try:
         tap = os.open(TUN_DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
-        raise failure('interface definition', error.errno, TUN_DEVICE,
-                      OPEN_ADVICE.get(error.errno))
+        raise failure('interface definition', error.errno, TUN_DEVICE, OPEN_ADVICE)
     for name in names:
         try:
             fcntl.ioctl(tap, TUNSETIFF, IFREQ.pack(os.fsencode(name), flags | IFF_TUN_EXCL))
@@ -317,7 +328,7 @@ def make_tap(names, flags):
         except OSError as error:
             number = error.errno
             if number not in TAKEN_ADVICE:
-                raise failure('interface definition', number, name, SETIFF_ADVICE.get(number))
+                raise failure('interface definition', number, name, SETIFF_ADVICE)
     if len(names) > 1:
         raise failure('interface definition', number, '%s to %s: all taken' % (names[0], name))
     try:
@@ -334,7 +345,7 @@ def may_merge():
     """
     try:
         shown = set(os.listdir(INTERFACES)) - {'bonding_masters'}
-        return shown == {name for _, name in socket.if_nameindex()} and os.access(
+        return shown == set(dict(socket.if_nameindex()).values()) and os.access(
             GRO_HOLD % 'lo', os.W_OK)
     except OSError:
         return False
@@ -365,7 +376,7 @@ def delete_tap(name):
         delete_link(index)
     except OSError as error:
         number = error.errno or errno.ENODEV        # if_nametoindex() tells none
-        raise failure('interface removal', number, name, DELETE_ADVICE.get(number))
+        raise failure('interface removal', number, name, DELETE_ADVICE)
 
 
 # ==================================================================================================
@@ -406,7 +417,7 @@ class Interface:
             ask_kernel(kind, flags, body)
         except OSError as error:
             raise failure('interface settings', error.errno, '%s: %s' % (self.name, what),
-                          SETTING_ADVICE.get(error.errno))
+                          SETTING_ADVICE)
         self.tell('%s: %s' % (self.name, what))
 
     def change_link(self, what, data=b'', flags=0):
@@ -462,13 +473,8 @@ def connect(socket_name, timeout):
 
     Of the paths to try, the first that answers is the one. Raises Failure.
     """
-    paths = socket_paths(socket_name)
-    found = None
+    paths, found = socket_paths(socket_name), None
     for path in paths:
-        if len(os.fsencode(path)) > SUN_PATH_MAX:
-            found = found or failure('connect', errno.ENAMETOOLONG, path,
-                                     '%d bytes at most' % SUN_PATH_MAX)
-            continue
         daemon = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         # These bound connect() as well; settimeout() would make a full backlog fail at once.
         for option in socket.SO_SNDTIMEO, socket.SO_RCVTIMEO:
@@ -479,9 +485,9 @@ def connect(socket_name, timeout):
             return daemon
         except OSError as error:
             daemon.close()
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
-                found = found or failure('connect', error.errno, path,
-                                         CONNECT_ADVICE.get(error.errno))
+            number = error.errno or errno.ENAMETOOLONG      # found by the library, without errno
+            if number not in (errno.ENOENT, errno.ENOTDIR):
+                found = found or failure('connect', number, path, CONNECT_ADVICE)
     raise found or failure(
         'connect', errno.ENOENT, 'tried ' + ', '.join(paths),
         "start vdelxcd on the host and share its socket's directory with this container")
@@ -515,8 +521,8 @@ def exchange(daemon, request, rights, timeout):
         raise failure('vdelxcd', errno.ECONNRESET, 'the daemon hung up before it answered')
     if not number.isdigit() or len(number) > 9:
         raise failure('vdelxcd', errno.EPROTO, 'not an answer: %s' % ascii(reply[:40])[1:])
-    pairs = [pair.partition('=') for pair in rest.decode('ascii', 'replace').split('\0')[:-1]]
-    return int(number), {key: value for key, _, value in pairs}
+    pairs = rest.decode('ascii', 'replace').split('\0')[:-1]
+    return int(number), dict(pair.partition('=')[::2] for pair in pairs)
 
 
 def abilities(daemon, timeout):
@@ -537,7 +543,7 @@ def hand_over(daemon, tap, vnl, keys, timeout):
     The request is VNL NUL, then key=value NUL for each key, with one SCM_RIGHTS descriptor.
     Raises Failure.
     """
-    request = os.fsencode('\0'.join([vnl] + ['%s=%s' % pair for pair in keys.items()])) + b'\0'
+    request = os.fsencode('\0'.join([vnl] + list(map('='.join, keys.items())))) + b'\0'
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack('i', tap))]
     number, answer = exchange(daemon, request, rights, timeout)
     if number:
@@ -561,52 +567,46 @@ def split_options(arguments, flags, valued):
 
     flags and valued are the options without and with a value: dicts of long name -> letter, '' for
     none. Options may be shortened, clustered and mixed with arguments; -- ends them. Raises Usage.
-    (The library's getopt costs a third of the start-up time: it imports gettext and re.)
+    (The library's getopt imports gettext and re, which takes a third of the client's start-up.)
     """
     pairs, rest, words = [], [], list(arguments)
-    letters = {letter: name for names in (flags, valued) for name, letter in names.items()}
+    known = [*flags, *valued]
+    letters = dict(zip([*flags.values(), *valued.values()], known))
     while words:
         word = words.pop(0)
         if word == '--':
             return pairs, rest + words
         if not word.startswith('-') or word == '-':
             rest.append(word)
-        elif word.startswith('--'):
-            name, equals, value = word[2:].partition('=')
-            names = [each for each in list(flags) + list(valued) if each.startswith(name)]
-            if len(names) != 1 and name not in names:
-                raise Usage('%s: %s' % (word, 'which of --%s?' % ', --'.join(names) if names
-                                        else 'no such option'))
-            name = name if name in names else names[0]
-            if name in flags and equals:
-                raise Usage('%s: takes no value' % word)
-            if name in valued and not equals:
-                value = next_value(words, word)
-            pairs.append((name, value))
+            continue
+        if word.startswith('--'):
+            option, given, value = word.partition('=')
+            names = ([option[2:]] if option[2:] in known else
+                     [name for name in known if name.startswith(option[2:])])
         else:
-            for place, letter in enumerate(word[1:], 2):
-                name = letters.get(letter)
-                if not name:
-                    raise Usage('-%s: no such option' % letter)
-                if name in valued:
-                    pairs.append((name, word[place:] or next_value(words, '-' + letter)))
-                    break
-                pairs.append((name, ''))
+            option, given, value = word[:2], word[2:], word[2:]
+            names = [letters[word[1]]] if word[1] in letters else []
+        if len(names) != 1:
+            raise Usage('%s: %s' % (option, 'which of --%s?' % ', --'.join(names) if names
+                                    else 'no such option'))
+        if names[0] in valued and not given:
+            if not words:
+                raise Usage('%s: needs a value' % option)
+            value = words.pop(0)
+        elif names[0] in flags and given:
+            if '-' in (word[1], value[:1]):
+                raise Usage('%s: takes no value' % word)
+            words.insert(0, '-' + value)    # the rest of a cluster
+            value = ''
+        pairs.append((names[0], value))
     return pairs, rest
-
-
-def next_value(words, option):
-    """The word after an option. Raises Usage when there is none."""
-    if not words:
-        raise Usage('%s: needs a value' % option)
-    return words.pop(0)
 
 
 FLAGS = {'verbose': 'v', 'help': 'h', 'version': '', 'offload': '', 'up': 'u'}
 VALUED = {'socket': 's', 'iface': 'i', 'timeout': 't', 'address': 'a', 'gateway': 'g', 'mac': '',
           'mtu': '', 'delete': 'D', 'completion': ''}
 REPEATED = {'address', 'gateway'}
-PLAIN = {'socket', 'iface', 'timeout', 'vnl'}           # what needs no more than the plain protocol
+PLAIN = {'socket', 'iface', 'timeout'}      # what needs no more than the plain protocol
 
 
 def between(low, text, high):
@@ -665,11 +665,11 @@ def read_mac(text):
         value = fnv1a(os.fsencode(text[len('auto:'):]))
         mac = ((value ^ value >> 48) % (1 << 48)).to_bytes(6, 'big')
         return bytes([mac[0] & 0xfc | 2]) + mac[1:]
-    parts = text.split(':')
-    if len(parts) != 6 or not all(0 < len(part) <= 2 and set(part) <= set('0123456789abcdefABCDEF')
-                                  for part in parts):
+    pairs = text.split(':')
+    if (len(pairs) != 6 or set(map(len, pairs)) - {1, 2}
+            or set(text) - set(':0123456789abcdefABCDEF')):
         raise Usage('--mac %s: neither a MAC address (02:00:00:00:00:01) nor auto:TEXT' % text)
-    mac = bytes(int(part, 16) for part in parts)
+    mac = bytes(int(pair, 16) for pair in pairs)
     if mac[0] & 1 or not any(mac):
         raise Usage('--mac %s: no address of a single interface' % text)
     return mac
@@ -682,23 +682,22 @@ def check_settings(options):
         raise Usage('--mtu %s: auto, or 68 to %d bytes' % (mtu, TAP_MTU_MAX))
     if 'mac' in options:
         options['mac'] = read_mac(options['mac'])
-    if 'address' in options:
-        options['address'] = [read_address(text) for text in options['address']]
-    if 'gateway' in options:
-        options['gateway'] = [read_ip(text, '-g ' + text) + (text,)
-                              for text in options['gateway']]
-    hosts = [packed for _, packed, _, _ in options.get('address', [])]
-    families = [family for family, _, _ in options.get('gateway', [])]
-    for _, packed, _, text in options.get('address', []):
-        if hosts.count(packed) > 1:
+    addresses = options['address'] = list(map(read_address, options['address']))
+    gateways = options['gateway'] = [read_ip(text, '-g ' + text) + (text,)
+                                     for text in options['gateway']]
+    hosts, families = [], []
+    for _, packed, _, text in addresses:
+        if packed in hosts:
             raise Usage('-a %s: twice' % text)
         if mtu != 'auto' and len(packed) == 16 and int(mtu) < IPV6_MIN_MTU:
             raise Usage('--mtu %s: IPv6 needs %d bytes' % (mtu, IPV6_MIN_MTU))
-    for family, packed, text in options.get('gateway', []):
-        if families.count(family) > 1:
+        hosts.append(packed)
+    for family, packed, text in gateways:
+        if family in families:
             raise Usage('-g %s: one for IPv4 and one for IPv6 at most' % text)
         if packed in hosts:
             raise Usage('-g %s: the address of this interface itself' % text)
+        families.append(family)
 
 
 def parse_arguments(arguments):
@@ -706,28 +705,27 @@ def parse_arguments(arguments):
 
     Options that may be repeated have lists. Everything that can be judged here is.
     """
-    options = {}
+    given = {}
     pairs, rest = split_options(arguments, FLAGS, VALUED)
     for name, value in pairs:
-        if name in REPEATED:
-            options.setdefault(name, []).append(value)
-        else:
-            options.setdefault(name, value)
+        given.setdefault(name, []).append(value)
     if len(rest) > 1:
         raise Usage('%s: one VNL at most' % rest[1])
-    if 'delete' in options and (rest or set(options) - {'delete', 'verbose'}):
+    options = {'socket': SOCKET_NAME, 'iface': INTERFACE, 'timeout': TIMEOUT, 'address': [],
+               'gateway': [], 'vnl': ''.join(rest), 'plain': not set(given) - PLAIN}
+    for name, values in given.items():
+        options[name] = values if name in REPEATED else values[0]
+    if 'delete' in given and (rest or set(given) - {'delete', 'verbose'}):
         raise Usage('-D %s: only -v goes with it' % options['delete'])
     if options.get('completion', 'bash') != 'bash':
         raise Usage('--completion %s: bash is the only one' % options['completion'])
-    options['vnl'] = rest[0] if rest else ''
     try:
-        options['timeout'] = float(options.get('timeout', TIMEOUT))
+        options['timeout'] = float(options['timeout'])
     except ValueError:
         raise Usage('-t %s: not a number of seconds' % options['timeout'])
     if not 0 < options['timeout'] <= 86400:
         raise Usage('-t %g: more than 0 and at most 86400 seconds' % options['timeout'])
-    if set(options) - PLAIN:
-        check_settings(options)
+    check_settings(options)
     return options
 
 
@@ -798,25 +796,29 @@ def run(options):
     if 'delete' in options:
         delete_tap(options['delete'])
         return tell(options['delete'] + ': removed')
-    names, timeout = interface_names(options.get('iface', INTERFACE)), options['timeout']
-    if options.get('address'):
+    names, timeout = interface_names(options['iface']), options['timeout']
+    if options['address']:
         refuse_taken(options['address'])
-    daemon = connect(options.get('socket', SOCKET_NAME), timeout)
+    daemon = connect(options['socket'], timeout)
     tell('connected to ' + daemon.getpeername())
     flags, keys = IFF_TAP | IFF_NO_PI, {}
-    if set(options) - PLAIN:
+    if not options['plain']:
         known = abilities(daemon, timeout)
         daemon.close()
-        daemon = connect(options.get('socket', SOCKET_NAME), timeout)
-        keys = {key: value for key, value in (('mtu', options.get('mtu', str(MTU))),
-                                             ('reason', '1')) if key in known}
+        daemon = connect(options['socket'], timeout)
+        if 'mtu' in known:
+            keys['mtu'] = options.get('mtu', str(MTU))
+        if 'reason' in known:
+            keys['reason'] = '1'
         if 'offload' in options and 'offload' in known:
             flags, keys['offload'] = flags | IFF_VNET_HDR, '1'
         elif 'offload' in options:
             tell('this daemon has no offload; going on without')
     if not flags & IFF_VNET_HDR and may_merge():
         flags |= IFF_NAPI
-    import signal                           # it brings enum along, which takes 4 ms
+    with Absent():
+        import signal
+    import signal
     # From now on there is something to remove: who ends us does so as an interrupt would.
     for number in signal.SIGTERM, signal.SIGHUP:
         if signal.getsignal(number) == signal.SIG_DFL:
@@ -844,11 +846,11 @@ def run(options):
 def set_before(interface, options):
     """The settings that need no network: when one fails, the daemon hears nothing."""
     if 'mac' in options:
-        interface.change_link('MAC address ' + ':'.join('%02x' % byte for byte in options['mac']),
+        interface.change_link('MAC address ' + ':'.join(['%02x'] * 6) % tuple(options['mac']),
                               attribute(IFLA_ADDRESS, options['mac']))
     if options.get('mtu', 'auto') != 'auto':
         interface.set_mtu(int(options['mtu']))
-    for address in options.get('address', []):
+    for address in options['address']:
         interface.add_address(*address)
 
 
@@ -857,7 +859,7 @@ def set_after(interface, options, answer):
     advice = answer.get('mtu', '')
     if options.get('mtu') == 'auto' and between(0, advice, 999999999):
         if int(advice) < IPV6_MIN_MTU and any(
-                len(each[1]) == 16 for each in options.get('address', [])):
+                len(each[1]) == 16 for each in options['address']):
             raise failure('interface settings', errno.EINVAL, '%s: MTU %s' % (
                 interface.name, advice), 'too small for the IPv6 addresses')
         interface.set_mtu(int(advice))
@@ -866,9 +868,9 @@ def set_after(interface, options, answer):
     elif 'verbose' in options and 'fragmented' in answer:
         interface.tell('the MTU of %d does not fit the network, whose datagrams will be '
                        'fragmented; --mtu auto would take %s' % (interface.mtu(), advice))
-    if 'up' in options or options.get('address') or options.get('gateway'):
+    if 'up' in options or options['address'] or options['gateway']:
         interface.change_link('up', flags=IFF_UP)
-    for gateway in options.get('gateway', []):
+    for gateway in options['gateway']:
         interface.add_gateway(*gateway)
 
 

@@ -7075,45 +7075,39 @@ def split_options(arguments, flags, valued):
 
     flags and valued are the options without and with a value: dicts of long name -> letter, '' for
     none. Options may be shortened, clustered and mixed with arguments; -- ends them. Raises Usage.
-    (The library's getopt costs a third of the start-up time: it imports gettext and re.)
+    (The library's getopt imports gettext and re, which takes a third of the client's start-up.)
     """
     pairs, rest, words = [], [], list(arguments)
-    letters = {letter: name for names in (flags, valued) for name, letter in names.items()}
+    known = [*flags, *valued]
+    letters = dict(zip([*flags.values(), *valued.values()], known))
     while words:
         word = words.pop(0)
         if word == '--':
             return pairs, rest + words
         if not word.startswith('-') or word == '-':
             rest.append(word)
-        elif word.startswith('--'):
-            name, equals, value = word[2:].partition('=')
-            names = [each for each in list(flags) + list(valued) if each.startswith(name)]
-            if len(names) != 1 and name not in names:
-                raise Usage('%s: %s' % (word, 'which of --%s?' % ', --'.join(names) if names
-                                        else 'no such option'))
-            name = name if name in names else names[0]
-            if name in flags and equals:
-                raise Usage('%s: takes no value' % word)
-            if name in valued and not equals:
-                value = next_value(words, word)
-            pairs.append((name, value))
+            continue
+        if word.startswith('--'):
+            option, given, value = word.partition('=')
+            names = ([option[2:]] if option[2:] in known else
+                     [name for name in known if name.startswith(option[2:])])
         else:
-            for place, letter in enumerate(word[1:], 2):
-                name = letters.get(letter)
-                if not name:
-                    raise Usage('-%s: no such option' % letter)
-                if name in valued:
-                    pairs.append((name, word[place:] or next_value(words, '-' + letter)))
-                    break
-                pairs.append((name, ''))
+            option, given, value = word[:2], word[2:], word[2:]
+            names = [letters[word[1]]] if word[1] in letters else []
+        if len(names) != 1:
+            raise Usage('%s: %s' % (option, 'which of --%s?' % ', --'.join(names) if names
+                                    else 'no such option'))
+        if names[0] in valued and not given:
+            if not words:
+                raise Usage('%s: needs a value' % option)
+            value = words.pop(0)
+        elif names[0] in flags and given:
+            if '-' in (word[1], value[:1]):
+                raise Usage('%s: takes no value' % word)
+            words.insert(0, '-' + value)    # the rest of a cluster
+            value = ''
+        pairs.append((names[0], value))
     return pairs, rest
-
-
-def next_value(words, option):
-    """The word after an option. Raises Usage when there is none."""
-    if not words:
-        raise Usage('%s: needs a value' % option)
-    return words.pop(0)
 
 
 FLAGS = {'daemon': 'd', 'verbose': 'v', 'help': 'h', 'version': '', 'allow-commands': '',

@@ -44,10 +44,13 @@ def run(script, *argv, **more):
     (['-vD', 'vde0'], {'verbose': '', 'delete': 'vde0', 'vnl': '', 'timeout': 10.0}),
 ])
 def test_the_client_takes_options_and_arguments_in_any_order(vdelxcc, argv, expected):
-    assert vdelxcc.parse_arguments(argv) == expected
+    plain = set(expected) <= {'socket', 'iface', 'timeout', 'vnl'}
+    defaults = {'socket': 'vdelxcs', 'iface': 'vde', 'address': [], 'gateway': [], 'plain': plain}
+    assert vdelxcc.parse_arguments(argv) == dict(defaults, **expected)
 
 
 @pytest.mark.parametrize('argv, word', [
+    (['-v-'], '-v-'), (['-v--'], '-v--'), (['-v-u'], '-v-u'), (['-vx'], '-x'), (['-vs'], '-s'),
     (['a', 'b'], 'b'), (['-x'], '-x'), (['--nosuch'], 'nosuch'), (['-s'], '-s'),
     (['--socket'], 'socket'), (['--ver'], 'ver'), (['--verbose=1'], 'verbose'), (['-t', 'x'], 'x'),
     (['-t', '0'], '0'), (['-t', '-1'], '-1'), (['-t', 'nan'], 'nan'), (['-t', 'inf'], 'inf'),
