@@ -4785,7 +4785,9 @@ def hear_client(conn, link, rules, deadline, data):
         refuse(conn, error, asked, who, keys)
         say_packet(link, UNLOGGED_WORD if log.crowded else REFUSED_WORD)
         return
-    os.close(fd)                        # before the link: its end says that the relay alone has it
+    os.close(fd)
+    conn.close()
+    link.close()                        # last: its end says that the relay alone has both
 
 
 # What the server hears of a part of a hand-over. A refusal was logged, or not (see Throttle).
