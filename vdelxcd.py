@@ -2443,8 +2443,8 @@ class Bulk:
     Frames side by side, each behind a record of its length; the whole is cut into datagrams as long
     as the path takes them. So frames that don't fit the path need no fragments, and a container's
     super-segment of 64 kB (--offload) is read, sent, received and written as one. Worth, in times
-    what vde_plug carries of TCP: MTU 1500 on 1500 1.9, before 1.1; with --offload 3.7, before 1.1,
-    at 1450 3.7, before 2.5, on one host 7, before 2.5.
+    what vde_plug carries of TCP: MTU 1500 on 1500 1.9, before 1.1; with --offload 4.7, before 1.1,
+    at 1450 4.1, before 2.5, on one host 7, before 2.5.
 
     A datagram begins with 16 bytes: BULK_FLAGS, as the VXLAN header has it; the number of the bulk;
     its length, 4 bytes; the index of this datagram, from 0. What others take for a header with
