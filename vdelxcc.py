@@ -20,11 +20,15 @@ rtnetlink, the TAP, interface settings, hand-over, command line.
 Exit status: 0 the interface is there; 1 it is not, and one line on stderr says why.
 """
 
+import sys
+
+if __name__ == '__main__' and not (sys.flags.isolated or getattr(sys.flags, 'safe_path', False)):
+    del sys.path[0]         # where this file is, where others may put a socket.py: see python -P
+
 import errno
 import fcntl
 import os
 import struct
-import sys
 import time
 
 

@@ -15,6 +15,11 @@ Exit status: 0 ended by SIGTERM or SIGINT, or (with -d) the daemon is up, or (wi
 is allowed; 1 an error, told in one line on stderr (one line per fault for a configuration file).
 """
 
+import sys
+
+if __name__ == '__main__' and not (sys.flags.isolated or getattr(sys.flags, 'safe_path', False)):
+    del sys.path[0]         # where this file is, where others may put a socket.py: see python -P
+
 import errno
 import fcntl
 import gc
@@ -26,7 +31,6 @@ import signal
 import socket
 import stat
 import struct
-import sys
 import time
 from array import array
 

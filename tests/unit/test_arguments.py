@@ -18,6 +18,25 @@ def run(script, *argv, **more):
     return done.returncode, done.stdout, done.stderr
 
 
+# ---- both ---------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('how', ['file', 'stdin', 'isolated', 'elsewhere'])
+@pytest.mark.parametrize('script', [CLIENT, DAEMON])
+def test_a_module_beside_a_script_is_not_imported(tmp_path, script, how):
+    """In /tmp, say, where others may have put it: root runs the script."""
+    for name in 'errno', 'fcntl', 'os', 'select', 'signal', 'socket', 'struct', 'stat', 'syslog':
+        (tmp_path / (name + '.py')).write_text('raise SystemExit("it was imported")')
+    copy = tmp_path / os.path.basename(script)
+    copy.write_bytes(open(script, 'rb').read())
+    argv = {'file': [str(copy)], 'isolated': ['-I', str(copy)], 'elsewhere': [str(copy)],
+            'stdin': ['-']}[how]
+    with open(str(copy), 'rb') as text:
+        said = subprocess.check_output(
+            [PYTHON] + argv + ['--version'], stdin=text, stderr=subprocess.STDOUT, timeout=30,
+            cwd='/' if how == 'elsewhere' else str(tmp_path))
+    assert re.match(rb'vdelxc[cd] [\d.]+\n$', said)
+
+
 # ---- the client ---------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('argv, expected', [
