@@ -26,11 +26,17 @@ for number in range(%d):
 
 
 def memory(pids, word):
-    """kB of memory of processes: what lines of smaps_rollup that begin with word add up to."""
+    """kB of memory of processes: what lines of smaps_rollup that begin with word add up to.
+
+    One that has ended has none: what opens an interface ends a moment after the client's answer.
+    """
     total = 0
     for pid in pids:
-        with open('/proc/%d/smaps_rollup' % pid) as file:
-            total += sum(int(line.split()[1]) for line in file if line.startswith(word))
+        try:
+            with open('/proc/%d/smaps_rollup' % pid) as file:
+                total += sum(int(line.split()[1]) for line in file if line.startswith(word))
+        except (FileNotFoundError, ProcessLookupError):
+            pass
     return total
 
 
@@ -46,7 +52,7 @@ def test_150_interfaces_cost_little_and_an_idle_one_next_to_nothing(host, new_co
         MANY, together, dearest))
     assert together < 500 << 10
     distributions = os.path.realpath(PYTHON) == os.path.realpath('/usr/bin/python3')
-    assert dearest < (400 if distributions else 1 << 10) or 'COVERAGE_RCFILE' in os.environ
+    assert dearest < (320 if distributions else 1 << 10) or 'COVERAGE_RCFILE' in os.environ
 
 
 class Pinging:

@@ -14,10 +14,10 @@ from peers import RawPort, carrier, frame, join, session_pid, session_pids, tran
 from test_daemon_life import fds
 from test_sessions import agree, ask, connected, counters, listed, only, silence, tallies
 
-# Bytes of its own. Debian's interpreter takes 340 kB; one whose site-packages import threading and
+# Bytes of its own. Debian's interpreter takes 270 kB; one whose site-packages import threading and
 # random (a .pth file may), which have code of their own run after each fork, twice as much.
-QUIET = (440 if os.path.realpath(PYTHON) == os.path.realpath('/usr/bin/python3') else 850) << 10
-ASKED = 80 << 10                # more, once it was asked for its status; it was 650 kB
+QUIET = (320 if os.path.realpath(PYTHON) == os.path.realpath('/usr/bin/python3') else 850) << 10
+ASKED = 80 << 10                # more, once it was asked for its status
 GROUP = '239.0.0.1', 14789      # of vxvde://
 HEADER = b'\x08\0\0\0\0\0\x01\0'        # VXLAN, VNI 1
 # A client that hangs up as soon as it has handed over its TAP.
