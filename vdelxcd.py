@@ -2059,6 +2059,25 @@ def set_reach(sock, family, ttl):
             pass
 
 
+def open_way(family, address, index=0):
+    """A UDP socket (of AF_INET or AF_INET6) that tells an address by what it is connected to.
+
+    index is that of the interface to a group, if one was given. Nobody reads what comes: it has no
+    room. Raises OSError.
+    """
+    way = socket.socket(family, SOCK_DGRAM)
+    try:
+        way.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
+        if index:
+            ip = IPv6 if family == AF_INET6 else IPv4
+            way.setsockopt(ip.LEVEL, ip.MULTICAST_IF, ip.outgoing(index))
+        way.connect(address)
+    except OSError:
+        way.close()
+        raise
+    return way
+
+
 def join_group(sock, family, group, index):
     """Hear a multicast group, on one interface or (0) where the routing says. Raises OSError."""
     try:
@@ -2069,7 +2088,77 @@ def join_group(sock, family, group, index):
     sock.setsockopt(family.LEVEL, family.JOIN, family.membership(group, index))
 
 
-class Overlay(Plug):
+class Datagrams(Plug):
+    """What the plugs over UDP have in common.
+
+    ports       descriptor -> UdpPort
+    burst       what recv() fills; a large one for trains; or None
+    """
+
+    def __init__(self):
+        self.ports, self.burst = {}, None
+
+    def add_socket(self, sock):
+        """Make an open socket one of the ports."""
+        port = self.ports[sock.fileno()] = UdpPort(sock, self.headroom)
+        return port
+
+    def fds(self):
+        return dict.fromkeys(self.ports, select.EPOLLIN)
+
+    def take_trains(self):
+        """Take trains from now on."""
+        if not self.takes_trains():
+            self.burst = Burst(LARGE_BUFFER[1])
+            for port in self.ports.values():
+                port.take_trains(True)
+
+    def takes_trains(self):
+        """Does it take trains now?"""
+        return self.burst is not None and len(self.burst.buf) > SMALL_BUFFER
+
+    def take_no_trains(self):
+        """Take no trains until there is a burst again; False while something waits to be received.
+
+        It may be a train, and from then on the kernel would not tell of how many frames.
+        """
+        for port in self.ports.values():
+            try:
+                port.sock.recv(1, MSG_PEEK | MSG_DONTWAIT)
+                return False
+            except OSError:
+                pass
+        self.burst = None
+        for port in self.ports.values():
+            port.take_trains(False)
+        return True
+
+    def quiet(self):
+        """What QuietRelay.relay_overlay() needs.
+
+        Kind of socket, header, port, index of the interface, seconds until a MAC is forgotten, two
+        sockets. The port is that of all peers, or 0. Where they have one, or where there is one
+        peer and no header, the second socket is a way: see open_way().
+        """
+        raise NotImplementedError
+
+    def known(self):
+        """The MACs that were learned: {int: (peer, when)}."""
+        return {}
+
+    def resume(self, relay):
+        """Know and have noticed what a QuietRelay does and has."""
+
+    def close(self):
+        for port in self.ports.values():
+            port.sock.close()
+        self.ports = {}
+
+    def hung_up(self, fd):
+        self.ports[fd].sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)      # reading clears it
+
+
+class Overlay(Datagrams):
     """Frames in UDP behind a VXLAN header, to a multicast group until a MAC's place is learned.
 
     A frame's source MAC is learned with the peer it came from; a frame to a known MAC goes to its
@@ -2118,6 +2207,7 @@ class Overlay(Plug):
 
     def __init__(self, vnl, index=None, sockets=()):
         """With the index of the interface, and with sockets that are open already, if there are."""
+        super().__init__()
         group, given = self.fill_in(vnl.address, vnl.options)
         options, family = dict(self.DEFAULTS, **given), ip_family(group)
         if index is None:
@@ -2127,7 +2217,6 @@ class Overlay(Plug):
         self.group, self.interface = group, options.get('if')
         self.index = index                  # of the interface, 0 for the routing's choice
         self.sender = None                  # the UdpPort that sends
-        self.ports = {}                     # descriptor -> UdpPort
         try:
             self.open_sockets(family, group, index, options, *sockets)
         except OSError as error:
@@ -2138,21 +2227,12 @@ class Overlay(Plug):
             raise Failure(error.errno, sentence, sentence)
         self.macs = MacTable(float(options['expiretime']))
         self.learn_again = min(self.LEARN_AGAIN, self.macs.expire / 2)
-        self.burst = None
         self.seen = self.seen_peer = None   # the SAME bytes and the peer of the last good frame
         self.seen_time = 0.0
 
     def open_sockets(self, family, group, index, options):
         """Fill in sender and ports. Raises OSError."""
         raise NotImplementedError
-
-    def add_socket(self, sock):
-        """Make an open socket one of the ports."""
-        port = self.ports[sock.fileno()] = UdpPort(sock, self.headroom)
-        return port
-
-    def fds(self):
-        return dict.fromkeys(self.ports, select.EPOLLIN)
 
     def is_echo(self, peer, now):
         """Did we send what came from this peer?"""
@@ -2200,39 +2280,10 @@ class Overlay(Plug):
                 bulk.answer()
         return burst
 
-    def take_trains(self):
-        """Take trains from now on."""
-        if not self.takes_trains():
-            self.burst = Burst(LARGE_BUFFER[1])
-            for port in self.ports.values():
-                port.take_trains(True)
-
-    def takes_trains(self):
-        """Does it take trains now?"""
-        return self.burst is not None and len(self.burst.buf) > SMALL_BUFFER
-
-    def take_no_trains(self):
-        """Take no trains until there is a burst again; False while something waits to be received.
-
-        It may be a train, and from then on the kernel would not tell of how many frames.
-        """
-        for port in self.ports.values():
-            try:
-                port.sock.recv(1, MSG_PEEK | MSG_DONTWAIT)
-                return False
-            except OSError:
-                pass
-        self.burst = None
-        for port in self.ports.values():
-            port.take_trains(False)
-        return True
-
     def known(self):
-        """The MACs that were learned: {int: (peer, when)}."""
         return dict(self.macs.entries)
 
     def resume(self, relay):
-        """Know and have noticed what a QuietRelay does and has, and no other MACs."""
         self.macs, self.seen_peer = MacTable(self.macs.expire), None
         for mac, (peer, when) in sorted(relay.macs.items(), key=lambda item: item[1][1]):
             self.macs.learn(mac, peer, when)
@@ -2321,14 +2372,6 @@ class Overlay(Plug):
         except (OSError, Failure):          # not yet
             pass
 
-    def close(self):
-        for port in self.ports.values():
-            port.sock.close()
-        self.ports = {}
-
-    def hung_up(self, fd):
-        self.ports[fd].sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)      # reading clears it
-
     def mtu(self):
         return path_mtu(self.everyone, self.index) - self.headroom - ETHERNET_HEADER
 
@@ -2361,8 +2404,8 @@ class Vxvde(Overlay):
     BELIEVE = 10.0              # seconds; as long an address is believed to be ours, or not
 
     def quiet(self):
-        """What QuietRelay.relay_overlay() needs: kind of socket, header, index, expiry, sockets."""
-        return (self.kind, self.header, self.index, self.macs.expire, self.sender.sock, self.heard)
+        return (self.kind, self.header, 0, self.index, self.macs.expire, self.sender.sock,
+                self.heard)
 
     def open_sockets(self, family, group, index, options, own=None, heard=None):
         if not own:
@@ -2777,26 +2820,37 @@ class Vxlan(Overlay):
     port, so a host has room for one. The group does not come back to us.
     """
 
+    QUIET = True
+
     OPTIONS = {name: Overlay.OPTIONS[name] for name in Overlay.OPTIONS
                if name not in ('grp', 'bind')}
     DEFAULTS = dict(Overlay.DEFAULTS, port='4789')
 
-    def open_sockets(self, family, group, index, options):
-        sock = self.heard = open_udp(family, family.ANY, int(options['port']), 0,
-                                     options.get('rcvbuf', RECEIVE_BUFFER))
-        self.sender = self.add_socket(sock)
-        set_reach(sock, family, int(options['ttl']))
-        sock.setsockopt(family.LEVEL, family.MULTICAST_LOOP, 0)
-        if index:
-            sock.setsockopt(family.LEVEL, family.MULTICAST_IF, family.outgoing(index))
-        join_group(sock, family, group, index)
+    def quiet(self):
+        return (self.kind, self.header, self.everyone[1], self.index, self.macs.expire, self.heard,
+                open_way(self.kind, self.everyone, self.index))
+
+    def open_sockets(self, family, group, index, options, sock=None, _=None):
+        known = sock
+        if not known:
+            sock = open_udp(family, family.ANY, int(options['port']), 0,
+                            options.get('rcvbuf', RECEIVE_BUFFER))
+        self.kind, self.heard, self.sender = family.FAMILY, sock, self.add_socket(sock)
+        if not known:
+            set_reach(sock, family, int(options['ttl']))
+            sock.setsockopt(family.LEVEL, family.MULTICAST_LOOP, 0)
+            if index:
+                sock.setsockopt(family.LEVEL, family.MULTICAST_IF, family.outgoing(index))
+            join_group(sock, family, group, index)
 
     def peer_of(self, address):
         return (address[0], self.everyone[1]) + address[2:]
 
 
-class Udp(Plug):
+class Udp(Datagrams):
     """udp://[[ADDRESS:]PORT]->HOST:PORT: frames in UDP to one peer, without a header."""
+
+    QUIET = True
 
     @staticmethod
     def normal_address(address, options):
@@ -2809,7 +2863,17 @@ class Udp(Plug):
             mine = ip_text(mine)
         return '%s->%s' % (join_host(mine, my_port) if mine else my_port, join_host(host, port))
 
-    def __init__(self, vnl):
+    def __init__(self, vnl, _=None, sockets=()):
+        super().__init__()
+        if sockets:                         # of a Udp that was, in another process
+            sock, way = sockets
+            self.peer = way.getpeername()
+        else:
+            sock = self.find_peer(vnl)
+        self.kind, self.port = int(sock.family), self.add_socket(sock)
+
+    def find_peer(self, vnl):
+        """A socket that reaches the peer, which is looked up. Raises Failure."""
         source, _, target = vnl.address.partition('->')
         mine, my_port = split_host(source if ':' in source else ':' + source)
         host, port = split_host(target)
@@ -2825,16 +2889,14 @@ class Udp(Plug):
             raise Failure(errno.EHOSTUNREACH, text, text)
         family = IPv6 if number == AF_INET6 else IPv4
         try:
-            with socket.socket(number, SOCK_DGRAM) as probe:
-                probe.connect(self.peer)    # is there a route?
-            sock = open_udp(family, mine or family.ANY, int(my_port or 0), 0, RECEIVE_BUFFER)
+            open_way(number, self.peer).close()     # is there a route?
+            return open_udp(family, mine or family.ANY, int(my_port or 0), 0, RECEIVE_BUFFER)
         except OSError as error:
             raise Failure(error.errno, 'udp %s: %s' % (printable(vnl.address), why(error)))
-        self.port = UdpPort(sock, 0)
-        self.burst = None
 
-    def fds(self):
-        return {self.port.sock.fileno(): select.EPOLLIN}
+    def quiet(self):
+        way = open_way(self.kind, self.peer)
+        return self.kind, b'', 0, 0, float('inf'), self.port.sock, way
 
     def recv(self, fd):
         burst = self.burst = self.burst or Burst(SMALL_BUFFER)
@@ -2854,8 +2916,7 @@ class Udp(Plug):
                 start = stop
         if len(burst.buf) == SMALL_BUFFER and ends and (
                 len(ends) >= BUSY or ends[-1] + SLOT > SMALL_BUFFER):
-            self.burst = Burst(LARGE_BUFFER[1])
-            self.port.take_trains(True)
+            self.take_trains()
         return burst
 
     def send(self, burst):
@@ -2869,12 +2930,6 @@ class Udp(Plug):
                 last += 1
             self.port.send(burst, first, last, self.peer, self)
             first = last
-
-    def close(self):
-        self.port.sock.close()
-
-    def hung_up(self, fd):
-        self.port.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)           # reading clears it
 
     def mtu(self):
         return path_mtu(self.peer) - ETHERNET_HEADER
@@ -3161,8 +3216,8 @@ class Vde(PathPlug, LocalSocket):
         return data
 
     def quiet(self):
-        """What QuietRelay.relay_local() needs; see Vxvde.quiet()."""
-        return AF_UNIX, bytes(VXLAN_HEADER.size), 0, 0.0, self.sock, self.control
+        """What QuietRelay.relay_local() needs; see Datagrams.quiet()."""
+        return AF_UNIX, b'', 0, 0, 0.0, self.sock, self.control
 
     def resume(self, relay):
         """Send the frame for which a QuietRelay found no room. Raises PlugGone."""
@@ -5221,8 +5276,8 @@ def process_name(interface):
 #
 # Most interfaces are idle most of the time, and what an idle one costs is memory that its process
 # shares with no other: every page that Python writes to, if only to count references. That is
-# 1.5 MB for serve_interface(), and 1.8 MB when it has to keep a relay. So where a network needs no
-# more than its sockets, the relay begins as a quiet one, with 0.26 MB: one method carries a frame
+# 1.7 MB for serve_interface(), and 1.8 MB when it has to keep a relay. So where a network needs no
+# more than its sockets, the relay begins as a quiet one, with 0.27 MB: one method carries a frame
 # at a time, in a process forked from one (the forker) that did nothing before but fork, and, once,
 # all that a quiet relay does: what the interpreter keeps about code that runs is there then, and
 # shared. It answers sooner, too: a ping takes a third less time than through relay(). When frames
@@ -5236,11 +5291,11 @@ def process_name(interface):
 
 FORKER, KEEPER = b'vdelxcd-forker', b'vdelxcd-keeper'
 # An order for a quiet relay: name of the process; bytes of the TAP's offload header; kind of
-# socket, VXLAN header, index of the interface, seconds until a MAC is forgotten (see
-# Vxvde.quiet()); what was counted so far (see Control.tallies()); is the TAP a MergingTap; size of
-# the facts. Then come facts and Order. With them come TAP, two sockets of the plug, Control's, one
-# for the answer, and the way to the keeper, which without one is that again.
-QUIET_ORDER = struct.Struct('=15sBB8sId6QBH')
+# socket, VXLAN header, port of all peers, index of the interface, seconds until a MAC is forgotten
+# (see Datagrams.quiet()); what was counted so far (see Control.tallies()); is the TAP a MergingTap;
+# size of the facts. Then come facts and Order. With them come TAP, two sockets of the plug,
+# Control's, one for the answer, and the way to the keeper, which without one is that again.
+QUIET_ORDER = struct.Struct('=15sBB9pHId6QBH')
 QUIET_DESCRIPTORS, KEPT_DESCRIPTORS = struct.Struct('6i'), struct.Struct('3i')
 QUIET_ORDER_MAX = 2048          # bytes; what needs more is relayed as usual
 LEAVING_WORD = b'-'             # from a relay to the keeper: it ends; else what was counted
@@ -5310,13 +5365,13 @@ class Forker(Helper):
         if not self.links or not control.listener or not plug.QUIET:
             return None
         wake, orders = self.links
-        kind, header, index, expire, own, heard = plug.quiet()
-        order = QUIET_ORDER.pack(
-            process_name(tap.name), tap.PREFIX, kind, header, index, expire, *control.tallies(),
-            isinstance(tap, MergingTap), len(control.facts)) + control.facts + packed
-        if len(order) > QUIET_ORDER_MAX:
-            return None
         try:
+            *head, own, heard = plug.quiet()
+            order = QUIET_ORDER.pack(
+                process_name(tap.name), tap.PREFIX, *head, *control.tallies(),
+                isinstance(tap, MergingTap), len(control.facts)) + control.facts + packed
+            if len(order) > QUIET_ORDER_MAX:
+                return None
             answer, theirs = socket.socketpair(AF_UNIX, SOCK_SEQPACKET)
             with answer:
                 with theirs:
@@ -5583,7 +5638,7 @@ def fill_gaps():
 
 
 class QuietRelay:
-    """The relay of a Vxvde or Vde while frames come one by one: at most FRAMES in WINDOW.
+    """The relay of Datagrams or a Vde while frames come one by one: at most FRAMES in WINDOW.
 
     With few objects: each that is used is written to, and the page that it lies in is no longer
     shared. So here are three long methods where ten would read better: they made 0.8 MB of 0.45. A
@@ -5663,12 +5718,11 @@ class QuietRelay:
                       for fd in (self.tap, pairs[-1][0].fileno())]
         tools = (poller.poll, poller.register, time.monotonic, read, os.write, buf, out, view,
                  FRAME_MAX * 1, MergingTap.SHORTEST, self.START, self.FRAMES, self.WINDOW * 1)
-        first = self.START - VXLAN_HEADER.size
         self.kits = {kind: (own, heard, QuietRelay.relay_overlay, tools + (
             own.fileno(), heard.fileno(), own.recvfrom_into, heard.recvfrom_into, own.sendto,
-            own.getsockname, heard.getsockname, int.from_bytes, out_buf, out_buf.startswith,
-            buf.startswith, first, view[first:], VXLAN_HEADER.size, self.MACS,
-            Vxvde.LEARN_AGAIN * 1)) for kind, (own, heard) in zip((AF_INET, AF_INET6), pairs)}
+            own.getsockname, heard.getsockname, heard.getpeername, int.from_bytes, out_buf,
+            out_buf.startswith, buf.startswith, self.MACS, Vxvde.LEARN_AGAIN * 1))
+                     for kind, (own, heard) in zip((AF_INET, AF_INET6), pairs)}
         own, heard = pairs[-1]
         self.kits[AF_UNIX] = (own, heard, QuietRelay.relay_local, tools + (
             own.fileno(), heard.fileno(), take, view[self.START:]))
@@ -5696,11 +5750,11 @@ class QuietRelay:
                     for fd in fds:
                         close(fd)
             self.head = head = unpack(self.order)
-            name, offload, kind = head[:3]
+            name, offload, kind, header, port = head[:5]
             self.own, self.heard, way, self.tools = self.kits[kind]
             if kind == AF_UNIX:
                 self.lifeline = lifeline
-                self.tallies[:] = head[6:12]
+                self.tallies[:] = head[7:13]
             else:
                 close(lifeline)
             dup2(tap, self.tap, False)
@@ -5715,7 +5769,7 @@ class QuietRelay:
                 close(fd)
             except OSError:
                 pass
-            if offload and kind != AF_UNIX:
+            if offload and header and not port:
                 self.kernel_sum = open_kernel_sum()
             for call, arguments in self.calls:
                 call(*arguments)
@@ -5726,14 +5780,16 @@ class QuietRelay:
             return None
 
     def relay_overlay(self, wait=None):
-        """Carry a Vxvde's frames until there is more to do, or none for wait ms. Raises Ended."""
+        """Carry Datagrams' frames until there is more to do, or none for wait ms. Raises Ended."""
         (poll, register, monotonic, read, write, buf, out, view, longest, kept, start, frames,
-         window, own_fd, heard_fd, take_own, take_heard, send, own_name, heard_name, from_bytes,
-         out_buf, goes_to, begins, first, place, over, peers, again) = self.tools
+         window, own_fd, heard_fd, take_own, take_heard, send, own_name, heard_name, way_name,
+         from_bytes, out_buf, goes_to, begins, peers, again) = self.tools
         control, macs, tallies, tap = self.control, self.macs, self.tallies, self.tap
-        _, prefix, kind, header, _, expire = self.head[:6]
-        merges, before, kept = self.head[12], start - prefix, kept + over
-        least, most, into = over + ETHERNET_HEADER, over + longest, out[before:]
+        _, prefix, kind, header, port, _, expire = self.head[:7]
+        over, merges = len(header), self.head[13]
+        before, first, kept = start - prefix, start - over, kept + over
+        least, most = over + ETHERNET_HEADER, over + longest
+        into, place = out[before:], view[first:]
         if again > expire / 2:
             again = expire / 2
         # The frames of a conversation begin alike; what is known of them is believed until then.
@@ -5741,8 +5797,11 @@ class QuietRelay:
         seen_peer = target_peer = seen = target = None
         until = 0
         out_buf[first:start] = header
-        own_port, everyone = own_name()[1], heard_name()
-        for fd in heard_fd, own_fd, tap, control:           # an echo before the next frame
+        if port or not over:
+            own_port, everyone, fds = None, way_name(), (own_fd, tap, control)
+        else:                               # an echo before the next frame
+            own_port, everyone, fds = own_name()[1], heard_name(), (heard_fd, own_fd, tap, control)
+        for fd in fds:
             register(fd, READABLE)
         since = count = sent = ours = 0
         while True:
@@ -5781,19 +5840,20 @@ class QuietRelay:
                                     is_ours(peer, kind))):
                             ours = peer
                             continue
-                        if buf[first] == BULK_FLAGS:        # it will be asked again
+                        if own_port and buf[first] == BULK_FLAGS:       # it will be asked again
                             return
                         seen_peer = target_peer = None
-                        if not begins(header, first) or not (
-                                least <= length <= most or length == over):
+                        if not least <= length <= most and (length != over or not over) or (
+                                not begins(header, first) if over else peer[:2] != everyone[:2]):
                             tallies[2] += 1
                             continue
+                        source = (peer[0], port) + peer[2:] if port else peer
                         if length < least:          # it leaves
-                            for mac in [mac for mac in macs if macs[mac][0] == peer]:
+                            for mac in [mac for mac in macs if macs[mac][0] == source]:
                                 del macs[mac]
                             continue
-                        if not buf[start + 6] & 1:
-                            macs[from_bytes(buf[start + 6:start + 12], 'big')] = peer, now
+                        if over and not buf[start + 6] & 1:
+                            macs[from_bytes(buf[start + 6:start + 12], 'big')] = source, now
                         seen, seen_peer = bytes(buf[first:start + 12]), peer
                     if prefix:
                         buf[before:start] = bytes(prefix)
@@ -5845,7 +5905,7 @@ class QuietRelay:
         (poll, register, monotonic, read, write, buf, out, view, longest, kept, start, frames,
          window, data, stream, take, place) = self.tools
         control, tap, tallies = self.control, self.tap, self.tallies
-        prefix, merges = self.head[1], self.head[12]
+        prefix, merges = self.head[1], self.head[13]
         before = start - prefix
         into = out[before:]
         for fd in data, tap, control, stream:
@@ -5955,8 +6015,7 @@ class QuietRelay:
         order, sockets = Order.unpack(packed), (self.own, self.heard)
         tap = order.open_tap(self.tap)
         tap.kernel_sum = self.kernel_sum
-        plug = (Vde(order.vnl, None, sockets) if self.head[2] == AF_UNIX else
-                Vxvde(order.vnl, self.head[4], sockets))
+        plug = PLUGS[order.vnl.scheme](order.vnl, self.head[5], sockets)
         session = Session(tap, plug, order.vnl, order.who, DESCRIPTORS_MAX)
         session.control = Control(tap, facts, self.listener)
         session.quiet = self
@@ -6049,7 +6108,7 @@ def rehearse():
                      bytes(8))] * 16):
             relay = QuietRelay(orders, None if rights.uid is None else 0, 0, os.getgroups(),
                                resource and resource.RLIMIT_CORE)
-            sender.sendmsg([QUIET_ORDER.pack(FORKER, 0, kind, bytes(8), 0, 1e9, *[0] * 8)], [(
+            sender.sendmsg([QUIET_ORDER.pack(FORKER, 0, kind, head, 0, 0, 1e9, *[0] * 8)], [(
                 socket.SOL_SOCKET, socket.SCM_RIGHTS, array('i', [
                     each.fileno() for each in (tap,) + ours + (listener, answer, answer)]))])
             for frame in frames:

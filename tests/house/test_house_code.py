@@ -15,7 +15,7 @@ LATE_IMPORTS = {CLIENT: {'signal'}, DAEMON: {'json'}}       # only where they ar
 OPTIONAL_IMPORTS = {'resource'}             # in a try: python3-minimal has none
 HEAVY = ['ctypes', 'threading', 'argparse', 'logging', 'subprocess', 'json', 'asyncio', 'typing',
          'ipaddress', 'pathlib', 'multiprocessing', 'getopt', 'gettext', 're']
-CLIENT_LINES, DAEMON_LINES, COLUMNS = 910, 7780, 100
+CLIENT_LINES, DAEMON_LINES, COLUMNS = 910, 7830, 100
 
 # the methods that the docstring of Plug describes, in the order in which every plug has them
 CONTRACT = ['bare_option', 'normal_address', 'fill_in', 'real_address', 'fallbacks', 'open',

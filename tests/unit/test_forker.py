@@ -112,7 +112,7 @@ def an_order(vdelxcd):
     order = vdelxcd.Order('vde0', False, 'vde0, pid 1 uid 2 gid 3', 'vde:///none', 'net:[1]', {},
                           vdelxcd.read_vnl('vde:///none'))
     facts = order.facts(0, '/nowhere')
-    return vdelxcd.QUIET_ORDER.pack(b'vdelxcd:vde0', 0, vdelxcd.AF_UNIX, bytes(8), 0, 0.0,
+    return vdelxcd.QUIET_ORDER.pack(b'vdelxcd:vde0', 0, vdelxcd.AF_UNIX, b'', 0, 0, 0.0,
                                     *[0] * 7, len(facts)) + facts + order.pack()
 
 
