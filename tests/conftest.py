@@ -17,6 +17,7 @@ import threading
 import time
 
 import pytest
+from _pytest import runner
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CLIENT = os.path.join(ROOT, 'vdelxcc.py')
@@ -75,8 +76,9 @@ class Share:
         self.mine = {}              # file -> is it ours?
         self.gate, self.lock = (open(os.path.join(directory, name), 'w')
                                 for name in ('.gate', '.lock'))
-        # A shell's background job ignores SIGINT, and so would all that it starts.
+        # A shell's background job ignores these, and so would all that it starts.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
     @pytest.hookimpl(hookwrapper=True, tryfirst=True)
     def pytest_collection_modifyitems(self, config, items):
@@ -87,8 +89,11 @@ class Share:
             items.sort(key=lambda item: files.index(str(item.fspath)))
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self, item):
-        """Leave out a test of a file that is another's; True says that it is done."""
+    def pytest_runtest_protocol(self, item, nextitem):
+        """Leave out a test of a file that is another's; True says that it is done.
+
+        After the last test of a file nobody knows which is next: all that is set up ends.
+        """
         name = os.path.relpath(str(item.fspath), ROOT).replace(os.sep, '-')
         if name not in self.mine:
             try:
@@ -96,7 +101,14 @@ class Share:
                 self.mine[name] = True
             except FileExistsError:
                 self.mine[name] = False
-        return None if self.mine[name] else True
+        if not self.mine[name]:
+            return True
+        if nextitem and nextitem.fspath == item.fspath:
+            return None
+        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        runner.runtestprotocol(item, nextitem=None)
+        item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        return True
 
     @pytest.hookimpl(hookwrapper=True, tryfirst=True)
     def pytest_runtest_call(self, item):
