@@ -273,8 +273,9 @@ def test_at_the_same_time():
         time.sleep(0.02)
 
 
-def test_an_interrupt_is_not_ignored():
+def test_no_signal_of_a_terminal_is_ignored():
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    assert signal.getsignal(signal.SIGQUIT) == signal.SIG_DFL
 
 
 @pytest.mark.alone
@@ -307,6 +308,18 @@ def test_jobs_share_the_files_of_tests(probe):
         assert re.findall('^([0-9a-z, ]*) in ', text, re.M) == results, text
         for each in 'ab':
             os.remove(os.path.join(probe, each))
+
+
+def test_a_job_goes_on_in_another_directory(probe):
+    """Over files that other jobs took, which come last there."""
+    for directory in 'abc':
+        os.mkdir(os.path.join(probe, 'tests', directory))
+        for number in range(4):
+            write('import time\ndef test(tmp_path_factory):\n    time.sleep(0.5)\n', probe,
+                  'tests', directory, 'test_%s%d.py' % (directory, number))
+    _, text, good = make_test(probe, jobs='4')
+    results = re.findall('^([0-9]*) passed in ', text, re.M)
+    assert good and len(results) == 4 and sum(map(int, results)) == 15, text
 
 
 def test_make_test_hands_its_arguments_to_pytest(probe):
