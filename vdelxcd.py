@@ -2147,7 +2147,7 @@ class Datagrams(Plug):
         return {}
 
     def resume(self, relay):
-        """Know and have noticed what a QuietRelay does and has."""
+        """Know and have noticed what a QuietRelay does and has, and no other MACs."""
 
     def close(self):
         for port in self.ports.values():
@@ -2831,17 +2831,15 @@ class Vxlan(Overlay):
                 open_way(self.kind, self.everyone, self.index))
 
     def open_sockets(self, family, group, index, options, sock=None, _=None):
-        known = sock
-        if not known:
+        if not sock:
             sock = open_udp(family, family.ANY, int(options['port']), 0,
                             options.get('rcvbuf', RECEIVE_BUFFER))
-        self.kind, self.heard, self.sender = family.FAMILY, sock, self.add_socket(sock)
-        if not known:
             set_reach(sock, family, int(options['ttl']))
             sock.setsockopt(family.LEVEL, family.MULTICAST_LOOP, 0)
             if index:
                 sock.setsockopt(family.LEVEL, family.MULTICAST_IF, family.outgoing(index))
             join_group(sock, family, group, index)
+        self.kind, self.heard, self.sender = family.FAMILY, sock, self.add_socket(sock)
 
     def peer_of(self, address):
         return (address[0], self.everyone[1]) + address[2:]
@@ -5976,7 +5974,7 @@ class QuietRelay:
         if self.is_grown:
             return False
         (accept, fd, getsockopt, peer, root, owner, recv, send, dup2, close, getpid,
-         begin) = self.asker_tools
+         start) = self.asker_tools
         try:
             conn = accept()[0]
             dup2(conn, fd, False)
@@ -5984,7 +5982,7 @@ class QuietRelay:
             if getsockopt(*peer)[4:8] in (root, owner):         # the uid of struct ucred
                 request = recv(7, MSG_PEEK | MSG_DONTWAIT)      # a byte more than 'status'
                 if request == b'status':
-                    facts = self.order[begin:begin + self.head[-1]]
+                    facts = self.order[start:start + self.head[-1]]
                     send(status_text(facts, getpid(), self.tap, b'up', self.tallies),
                          MSG_DONTWAIT | MSG_NOSIGNAL)
                 elif request:
