@@ -41,8 +41,8 @@ demo: ## two containers, one daemon, a ping; as root or not, and nothing is left
 
 # ---- tests ---------------------------------------------------------------------------------------
 
-# Three at a time, for most of them wait most of the time; one where somebody has a closer look.
-JOBS = $(if $(ARGS),1,3)
+# Two at a time, for most of them wait most of the time; one where somebody has a closer look.
+JOBS = $(if $(ARGS),1,2)
 
 # In a user namespace we are root enough for most tests, whoever we are. The name stays, for it is
 # part of the name of pytest's directory, and that of the real root is taken.

@@ -364,6 +364,15 @@ def parent(pid):
         return 0
 
 
+def kill_each(pids):
+    """SIGKILL for processes, some of which may have ended since they were listed."""
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
 def end_in_order(pids):
     """Under make coverage, end the processes that pids() lists so that each reports its lines.
 

@@ -68,7 +68,7 @@ while read -r minor version python; do
     fi
 done < "$work/pythons"
 
-# Three interpreters at a time; what they print comes in order.
+# Two interpreters at a time; what they print comes in order.
 run_core() {
     while read -r minor version python; do
         mkdir "$work/run-$minor" 2> /dev/null || continue       # another has it
@@ -78,7 +78,6 @@ run_core() {
         echo $? > "$work/run-$minor/status"
     done
 }
-run_core "$@" < "$work/pythons" &
 run_core "$@" < "$work/pythons" &
 run_core "$@" < "$work/pythons"
 wait

@@ -15,7 +15,8 @@ import tempfile
 
 import pytest
 
-from conftest import DAEMON, PYTHON, Daemon, end_in_order, processes, require, wait_until
+from conftest import (DAEMON, PYTHON, Daemon, end_in_order, kill_each, processes, require,
+                      wait_until)
 
 BY_HAND = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'by_hand.py')
 REFUSED = os.strerror(errno.EACCES)
@@ -59,8 +60,7 @@ class Detached:
         end_in_order(self.pids)
 
         def ended():
-            for pid in self.pids():
-                os.kill(pid, signal.SIGKILL)
+            kill_each(self.pids())
             return not self.pids()
         wait_until(ended)
 
@@ -220,8 +220,7 @@ def test_a_daemon_that_cannot_fork_leaves_no_socket(host, limit):
         os.chmod(script, 0o755)
         done = host.run(*(other + ['prlimit', '--nproc=%d' % limit, PYTHON, script, '-d', path]),
                         check=False)
-        for pid in processes(directory):
-            os.kill(pid, signal.SIGKILL)
+        kill_each(processes(directory))
         assert done.returncode == 1 and done.stderr.count('\n') == 1
         assert os.strerror(errno.EAGAIN) in done.stderr
         assert os.listdir(directory) == ['vdelxcd.py']

@@ -5,7 +5,6 @@ address. Each attack ends with a proof that nobody was hurt (see aftermath.py).
 """
 
 import os
-import signal
 import socket
 import struct
 import subprocess
@@ -15,7 +14,8 @@ import time
 import pytest
 
 from aftermath import Baseline, new_bystanders, private_memory                  # noqa: F401
-from conftest import PYTHON, Host, Namespace, processes, require_namespaces, wait_until
+from conftest import (PYTHON, Host, Namespace, kill_each, processes, require_namespaces,
+                      wait_until)
 from fuzzing import fuzz                                                        # noqa: F401
 from peers import EVERYONE, frame, mac, session_pid
 
@@ -424,8 +424,7 @@ def test_the_baseline_finds_what_an_attack_leaves_behind(closing, tmp_path, crim
             return processes(tmp_path)
 
         def close(self):
-            for pid in self.pids():
-                os.kill(pid, signal.SIGKILL)
+            kill_each(self.pids())
             self.process.communicate()
     suspect = closing(Suspect())
     suspect.process.stdout.readline()

@@ -15,7 +15,7 @@ import zipfile
 
 import pytest
 
-from conftest import (PACKAGES, PATH, PYTHON, ROOT, Daemon, missing, processes, require,
+from conftest import (PACKAGES, PATH, PYTHON, ROOT, Daemon, kill_each, missing, processes, require,
                       require_namespaces, wait_until)
 
 NOBODY = ['setpriv', '--reuid=nobody', '--regid=nogroup', '--clear-groups']
@@ -122,8 +122,7 @@ def python(tree):
     link = os.path.join(tree, 'python3')
     os.symlink(PYTHON, link)
     yield link
-    for pid in processes(link):
-        os.kill(pid, signal.SIGKILL)
+    kill_each(processes(link))
 
 
 def check_story(done, python):
